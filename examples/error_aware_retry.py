@@ -1,0 +1,91 @@
+"""After a refused answer, ask again and say what was wrong with it.
+
+`on_error` hears why an attempt failed, but not of which item: a strategy that remembers
+something about an item must not be shared. So every item has one of its own, and what is
+costly, such as the client, is shared behind it.
+
+Run it: python examples/error_aware_retry.py
+With GEMINI_API_KEY set it asks Gemini, else a local server that plays it.
+"""
+
+import asyncio
+
+from _gemini import gemini_client
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from batch_llm import (
+    GeminiErrorClassifier,
+    GeminiStrategy,
+    LLMCallStrategy,
+    LLMWorkItem,
+    ParallelBatchProcessor,
+    ProcessorConfig,
+    TokenUsage,
+)
+from batch_llm.testing.gemini import RecordedRequest
+
+PRODUCTS = ["a lamp", "a tent", "a kettle", "a bicycle bell"]
+
+
+class Slogan(BaseModel):
+    text: str = Field(max_length=60)
+
+    @field_validator("text")
+    @classmethod
+    def _keep_calm(cls, text: str) -> str:
+        """A rule that a response schema cannot express."""
+        if "!" in text:
+            raise ValueError("do not shout: no exclamation marks")
+        return text
+
+
+class WithFeedback(LLMCallStrategy[Slogan]):
+    """Serves one item; knows what was wrong with its last answer."""
+
+    def __init__(self, inner: LLMCallStrategy[Slogan]) -> None:
+        self.inner = inner
+        self.feedback = ""
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> tuple[Slogan, TokenUsage]:
+        return await self.inner.execute(prompt + self.feedback, attempt, timeout)
+
+    async def on_error(self, exception: Exception, attempt: int) -> None:
+        # A timeout or a rate limit says nothing about the answer: keep what is known.
+        if isinstance(exception, ValidationError):
+            problems = [f"{error['input']!r}: {error['msg']}" for error in exception.errors()]
+            self.feedback = "\n\nYour last answer was refused. " + "\n".join(problems)
+            print(f"refused   {problems[0]}")
+
+
+async def main() -> None:
+    async with (
+        gemini_client(played_answer) as client,
+        ParallelBatchProcessor[str, Slogan, None](
+            config=ProcessorConfig(max_workers=4), error_classifier=GeminiErrorClassifier()
+        ) as processor,
+    ):
+        shared = GeminiStrategy(
+            model="gemini-2.5-flash",
+            client=client,
+            response_parser=lambda response: Slogan.model_validate_json(response.text),
+            config={"response_mime_type": "application/json", "response_schema": Slogan},
+        )
+        for product in PRODUCTS:
+            prompt = f"Write a rousing slogan for {product}."
+            await processor.add_work(LLMWorkItem(product, WithFeedback(shared), prompt))
+        batch = await processor.process_all()
+
+    for result in batch.results:
+        answer = result.output.text if result.output else result.error
+        print(f"accepted  {result.item_id}: {answer} (attempt {result.attempts})")
+
+
+def played_answer(request: RecordedRequest) -> dict[str, object]:
+    """Shouts about all but the tent until it is told not to."""
+    product = next(product for product in PRODUCTS if f"for {product}." in request.prompt)
+    calm = product == "a tent" or "do not shout" in request.prompt
+    return {"text": f"There is nothing like {product}{'.' if calm else '!!!'}"}
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

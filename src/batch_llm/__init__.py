@@ -1,0 +1,92 @@
+"""Run many LLM calls from a pipeline script: at the provider's limit, with nothing lost."""
+
+import logging
+from importlib.metadata import version
+
+from batch_llm.base import (
+    BatchProcessor,
+    BatchResult,
+    LLMWorkItem,
+    PostProcessorFunc,
+    ProcessingStats,
+    ProgressCallbackFunc,
+    TokenUsage,
+    WorkItemResult,
+)
+from batch_llm.classifiers import GeminiErrorClassifier
+from batch_llm.core import ProcessorConfig, RateLimitConfig, RetryConfig
+from batch_llm.llm_strategies import (
+    GeminiCachedStrategy,
+    GeminiStrategy,
+    LLMCallStrategy,
+    PydanticAIStrategy,
+)
+from batch_llm.middleware import BaseMiddleware, Middleware
+from batch_llm.observers import (
+    BaseObserver,
+    MetricsObserver,
+    ProcessingEvent,
+    ProcessorObserver,
+)
+from batch_llm.parallel import ParallelBatchProcessor
+from batch_llm.strategies import (
+    BatchLLMError,
+    DefaultErrorClassifier,
+    EmptyResponseError,
+    ErrorClassifier,
+    ErrorInfo,
+    ExponentialBackoffStrategy,
+    FixedDelayStrategy,
+    FrameworkTimeoutError,
+    RateLimitExceededError,
+    RateLimitStrategy,
+    ResponseBlockedError,
+    ResponseError,
+    ResponseTruncatedError,
+    StrategyContractError,
+)
+
+__version__ = version("batch-llm")
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+__all__ = [
+    "BaseMiddleware",
+    "BaseObserver",
+    "BatchLLMError",
+    "BatchProcessor",
+    "BatchResult",
+    "DefaultErrorClassifier",
+    "EmptyResponseError",
+    "ErrorClassifier",
+    "ErrorInfo",
+    "ExponentialBackoffStrategy",
+    "FixedDelayStrategy",
+    "FrameworkTimeoutError",
+    "GeminiCachedStrategy",
+    "GeminiErrorClassifier",
+    "GeminiStrategy",
+    "LLMCallStrategy",
+    "LLMWorkItem",
+    "MetricsObserver",
+    "Middleware",
+    "ParallelBatchProcessor",
+    "PostProcessorFunc",
+    "ProcessingEvent",
+    "ProcessingStats",
+    "ProcessorConfig",
+    "ProcessorObserver",
+    "ProgressCallbackFunc",
+    "PydanticAIStrategy",
+    "RateLimitConfig",
+    "RateLimitExceededError",
+    "RateLimitStrategy",
+    "ResponseBlockedError",
+    "ResponseError",
+    "ResponseTruncatedError",
+    "RetryConfig",
+    "StrategyContractError",
+    "TokenUsage",
+    "WorkItemResult",
+    "__version__",
+]

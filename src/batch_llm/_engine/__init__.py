@@ -1,0 +1,1 @@
+"""Who waits, counts and hands over. Private; read ``item.py`` first."""

@@ -1,0 +1,137 @@
+"""One bounded call: begun, awaited by the story, and ended with what came of it."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from types import CoroutineType
+from typing import Any, cast
+
+from batch_llm._engine.deadlines import Deadlines
+from batch_llm._engine.gate import Gate
+from batch_llm._engine.journal import Failure, Journal
+from batch_llm._engine.tasks import FATAL
+from batch_llm._engine.worker import Worker
+from batch_llm.llm_strategies.base import LLMCallStrategy
+from batch_llm.strategies.errors import ErrorInfo, FrameworkTimeoutError, StrategyContractError
+
+
+class Attempts:
+    """Begins and ends calls, each bounded by the run's one timeout.
+
+    The worker awaits the strategy's own coroutine in between: no task, no timer and no
+    frame of ours for a call.
+
+    Args:
+        gate: Has let the call out, and learns that one succeeded.
+        deadlines: Bounds each call from then on.
+        classify: Says what kind of failure an error is.
+        dry_run: Whether strategies are to pretend.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        deadlines: Deadlines,
+        classify: Callable[[BaseException], ErrorInfo],
+        *,
+        dry_run: bool,
+    ) -> None:
+        self._gate = gate
+        self._deadlines = deadlines
+        self._classify = classify
+        self.dry_run = dry_run
+
+    def begin(self, journal: Journal, worker: Worker) -> Awaitable[Any]:
+        """Make the call and start its time.
+
+        Raises:
+            StrategyContractError: The strategy's ``execute`` gave nothing to await.
+        """
+        journal.epoch = self._gate.epoch
+        self._deadlines.open(worker)
+        item = journal.item
+        if self.dry_run:
+            return _pretend(item.strategy, item.prompt)
+        call: Any = item.strategy.execute(item.prompt, journal.attempt, self._deadlines.seconds)
+        if type(call) is not CoroutineType and not inspect.isawaitable(call):
+            raise _not_async(item.strategy, call)
+        return call
+
+    def end(
+        self, journal: Journal, worker: Worker, returned: Any, error: BaseException | None
+    ) -> Failure | None:
+        """Stop the time and take down what came of the call.
+
+        A CancelledError that is not meant for the worker is the strategy's failure like
+        any other.
+
+        Args:
+            journal: Gets the output and the tokens.
+            worker: Who made the call.
+            returned: What the call returned.
+            error: What the call raised.
+
+        Returns:
+            None for an answer, or the failure as a value.
+
+        Raises:
+            asyncio.CancelledError: The worker itself is cancelled.
+            KeyboardInterrupt: The strategy raised it.
+            SystemExit: The strategy raised it.
+        """
+        timed_out = self._deadlines.close(worker)
+        if worker.replaced:
+            raise asyncio.CancelledError
+        if error is None and isinstance(returned, tuple) and len(returned) == 2:
+            self._gate.consecutive = 0
+            journal.output, usage = returned
+            journal.bill(usage)
+            return None
+        if error is None:
+            error = _wrong_shape(journal.item.strategy, returned)
+        elif _is_for(worker, error):
+            raise error
+        elif timed_out and isinstance(error, asyncio.CancelledError):
+            error = _timeout(journal.item.strategy, self._deadlines.seconds)
+        journal.bill_failure(error)
+        return Failure(error, self._classify(error))
+
+
+def _pretend(strategy: Any, prompt: str) -> Awaitable[Any]:
+    own: Callable[[str], Awaitable[Any]] | None = getattr(strategy, "dry_run", None)
+    return LLMCallStrategy[Any].dry_run(strategy, prompt) if own is None else own(prompt)
+
+
+def _is_for(worker: Worker, error: BaseException) -> bool:
+    """Whether it ends the program, or the worker, rather than the call."""
+    return isinstance(error, FATAL) or (
+        isinstance(error, asyncio.CancelledError) and worker.task.cancelling() > 0
+    )
+
+
+def _timeout(strategy: object, seconds: float) -> FrameworkTimeoutError:
+    return FrameworkTimeoutError(
+        f"timeout: {type(strategy).__name__} did not answer within {seconds} s; "
+        "raise ProcessorConfig.timeout_per_item if answers may take longer"
+    )
+
+
+def _wrong_shape(strategy: object, returned: Any) -> StrategyContractError:
+    got = type(returned).__name__
+    if isinstance(returned, tuple):
+        got += f" of {len(cast('tuple[Any, ...]', returned))}"
+    return StrategyContractError(
+        f"{type(strategy).__name__}.execute returned a {got}; it must return the tuple "
+        "(output, token_usage), such as (text, {'input_tokens': 10, 'output_tokens': 5}) or "
+        "(text, {}). No further call is made with this strategy in this run",
+        returned=returned,
+    )
+
+
+def _not_async(strategy: object, returned: Any) -> StrategyContractError:
+    return StrategyContractError(
+        f"{type(strategy).__name__}.execute is not async: it returned a "
+        f"{type(returned).__name__} that cannot be awaited; define it with 'async def'. "
+        "No further call is made with this strategy in this run",
+        returned=returned,
+    )

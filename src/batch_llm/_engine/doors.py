@@ -1,0 +1,111 @@
+"""What is refused at the door: got, must, do."""
+
+import inspect
+from collections.abc import Awaitable, Coroutine
+from typing import Any, cast, get_origin
+
+from batch_llm.base import LLMWorkItem
+from batch_llm.strategies.errors import StrategyContractError
+
+
+def check_item(item: object) -> None:
+    """Refuse what cannot be processed, before anything is spent on it.
+
+    Raises:
+        TypeError: It is no LLMWorkItem, or its prompt is no str.
+        StrategyContractError: Its strategy cannot be one.
+    """
+    if not isinstance(item, LLMWorkItem):
+        raise TypeError(
+            f"add_work got a {type(item).__name__}; it must be an LLMWorkItem: "
+            "add_work(LLMWorkItem(item_id=..., strategy=..., prompt=...))"
+        )
+    prompt: object = vars(item)["prompt"]
+    if not isinstance(prompt, str):
+        raise TypeError(
+            f"item {item.item_id!r}: prompt must be a str (got {prompt!r}); "
+            "render the prompt before you add the item"
+        )
+
+
+def check_strategy(strategy: object) -> None:
+    """Refuse what is no strategy.
+
+    Raises:
+        StrategyContractError: It is a class, has no ``execute``, or ``execute`` is not async.
+    """
+    if strategy is None or isinstance(strategy, type):
+        got = "None" if strategy is None else f"the class {strategy.__name__}"
+        raise StrategyContractError(
+            f"strategy must be an instance of an LLMCallStrategy (got {got}); "
+            "create one and share it between items"
+        )
+    execute = getattr(strategy, "execute", None)
+    name = type(strategy).__name__
+    if not callable(execute):
+        raise StrategyContractError(
+            f"strategy must have an async execute(prompt, attempt, timeout) (got a {name} "
+            "without one); subclass LLMCallStrategy"
+        )
+    if _is_plainly_sync(execute):
+        raise StrategyContractError(
+            f"{name}.execute must be async (got a plain function); define it with 'async def', "
+            "and call blocking code with 'await asyncio.to_thread(...)'"
+        )
+
+
+def _is_plainly_sync(execute: Any) -> bool:
+    """Whether it is a Python function that neither is async nor promises an awaitable."""
+    if not inspect.isroutine(execute) or inspect.isbuiltin(execute):
+        return False
+    function = inspect.unwrap(execute)
+    if inspect.iscoroutinefunction(function):
+        return False
+    returns = getattr(function, "__annotations__", {}).get("return")
+    if isinstance(returns, str):
+        return not returns.startswith(("Awaitable", "Coroutine"))
+    return (get_origin(returns) or returns) not in (Awaitable, Coroutine)
+
+
+def check_collaborator(name: str, value: object, *methods: str) -> None:
+    """Refuse what lacks the methods that will be called.
+
+    Raises:
+        TypeError: It is a class instead of an instance, or lacks a method.
+    """
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name} must be an instance (got the class {value.__name__}); pass {value.__name__}()"
+        )
+    missing = [method for method in methods if not callable(getattr(value, method, None))]
+    if missing:
+        raise TypeError(
+            f"{name} must have {', '.join(missing)}() (got a {type(value).__name__} without); "
+            "pass an object that has it"
+        )
+
+
+def check_callback(name: str, value: object) -> None:
+    """Refuse a callback that cannot be called.
+
+    Raises:
+        TypeError: It is neither None nor callable.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"{name} must be callable or None (got a {type(value).__name__}); pass a function"
+        )
+
+
+def check_list(name: str, value: object, *methods: str) -> None:
+    """Refuse what is no list of collaborators.
+
+    Raises:
+        TypeError: It is no list or tuple, or one of its members lacks a method.
+    """
+    if not isinstance(value, list | tuple):
+        raise TypeError(
+            f"{name} must be a list (got a {type(value).__name__}); put it into brackets"
+        )
+    for member in cast("list[object]", value):
+        check_collaborator(f"each of {name}", member, *methods)

@@ -1,0 +1,164 @@
+"""Event fan-out: every observer gets the same sequence, at its own pace."""
+
+import asyncio
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import CoroutineType
+from typing import Any
+
+from batch_llm._engine.deadlines import Deadlines, Holder
+from batch_llm._engine.tasks import FATAL, Tasks
+from batch_llm.observers.base import ProcessorObserver
+from batch_llm.observers.events import ProcessingEvent
+
+_log = logging.getLogger(__name__)
+
+OBSERVER_SECONDS = 5.0
+_TIMEOUTS_IN_A_ROW = 3
+_BACKLOG = 1_000
+
+_Record = tuple[ProcessingEvent, dict[str, Any]]
+
+
+class _Feed:
+    """One observer, its backlog, and the task that works it off."""
+
+    def __init__(self, observer: ProcessorObserver) -> None:
+        self.observer = observer
+        self.backlog: deque[_Record] = deque()
+        self.task: asyncio.Task[None]
+        self.wake_up: asyncio.Future[None] | None = None
+        self.caught_up: asyncio.Future[None] | None = None
+        self.left_out = False
+        self._timeouts = 0
+
+    def put(self, record: _Record) -> None:
+        if self.left_out:
+            return
+        self.backlog.append(record)
+        if self.wake_up is not None and not self.wake_up.done():
+            self.wake_up.set_result(None)
+
+    async def work(self, deadlines: Deadlines, fail: Callable[[BaseException], None]) -> None:
+        while not self.left_out:
+            if not self.backlog:
+                await self._next_event()
+                continue
+            event, data = self.backlog[0]
+            error: BaseException | None = None
+            deadlines.open(self)
+            try:
+                called: Any = self.observer.on_event(event, dict(data))
+                if type(called) is CoroutineType or inspect.isawaitable(called):
+                    await called
+            except BaseException as raised:
+                error = raised
+            timed_out = deadlines.close(self)
+            if timed_out or error is not None:
+                self._judge(event, error, fail, timed_out=timed_out)
+            else:
+                self._timeouts = 0
+            if not self.left_out:
+                self.backlog.popleft()
+
+    async def _next_event(self) -> None:
+        if self.caught_up is not None and not self.caught_up.done():
+            self.caught_up.set_result(None)
+        self.wake_up = asyncio.get_running_loop().create_future()
+        await self.wake_up
+
+    def _judge(
+        self,
+        event: ProcessingEvent,
+        error: BaseException | None,
+        fail: Callable[[BaseException], None],
+        *,
+        timed_out: bool,
+    ) -> None:
+        """Pass on what is not the observer's own, and log what is."""
+        if isinstance(error, asyncio.CancelledError) and self.task.cancelling():
+            raise error
+        if isinstance(error, FATAL):
+            fail(error)
+        name = type(self.observer).__name__
+        if timed_out:
+            self._timeouts += 1
+            _log.error("observer %s: timeout of %s s on %s", name, OBSERVER_SECONDS, event.value)
+        elif error is not None:
+            self._timeouts = 0
+            # Its text may quote an output, so it is for DEBUG only.
+            _log.error("observer %s failed on %s: %s", name, event.value, type(error).__name__)
+            _log.debug("observer %s failed on %s", name, event.value, exc_info=error)
+        if self._timeouts >= _TIMEOUTS_IN_A_ROW:
+            _log.error("observer %s hangs and gets no more events in this run", name)
+            self.leave_out()
+
+    def leave_out(self) -> None:
+        """Stop feeding an observer that would hold up the run."""
+        self.left_out = True
+        self.backlog.clear()
+        if self.caught_up is not None and not self.caught_up.done():
+            self.caught_up.set_result(None)
+
+
+class Events:
+    """Hands each event to every observer.
+
+    Attributes:
+        watched: Whether anybody watches; where nobody does, no event is built.
+        crowded: Whether an observer is so far behind that the run should wait for it.
+    """
+
+    def __init__(self, observers: Sequence[ProcessorObserver]) -> None:
+        self._observers = observers
+        self._feeds: list[_Feed] = []
+        self._deadlines: Deadlines
+        self.watched = False
+        self.crowded = False
+
+    def start(self, tasks: Tasks, fail: Callable[[BaseException], None]) -> None:
+        """Begin a run.
+
+        Args:
+            tasks: Where the observers' tasks live.
+            fail: Told of a KeyboardInterrupt or SystemExit.
+        """
+        self._feeds = [_Feed(observer) for observer in self._observers]
+        self._deadlines = Deadlines(OBSERVER_SECONDS, on_stuck=self._stuck)
+        for feed in self._feeds:
+            feed.task = tasks.spawn(
+                feed.work(self._deadlines, fail), name=f"observer {type(feed.observer).__name__}"
+            )
+        self.watched, self.crowded = bool(self._feeds), False
+
+    def emit(self, event: ProcessingEvent, **data: Any) -> None:
+        """Queue an event for every observer."""
+        for feed in self._feeds:
+            feed.put((event, data))
+            if len(feed.backlog) >= _BACKLOG:
+                self.crowded = True
+
+    async def settle(self) -> None:
+        """Wait until every observer has seen every event."""
+        loop = asyncio.get_running_loop()
+        for feed in self._feeds:
+            while feed.backlog and not feed.left_out and not feed.task.done():
+                if feed.caught_up is None or feed.caught_up.done():
+                    feed.caught_up = loop.create_future()
+                await asyncio.wait((feed.caught_up, feed.task), return_when="FIRST_COMPLETED")
+        self.crowded = False
+
+    def stop(self) -> None:
+        """End the run; the tasks end with their owner."""
+        self.watched = False
+        self._feeds = []
+        self._deadlines.stop()
+
+    def _stuck(self, feed: Holder) -> None:
+        assert isinstance(feed, _Feed)
+        _log.error(
+            "observer %s ignores its cancellation and is left behind", type(feed.observer).__name__
+        )
+        feed.leave_out()

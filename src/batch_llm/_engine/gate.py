@@ -1,0 +1,226 @@
+"""The one door to a provider: pause after rate limits, slow start, requests per minute."""
+
+import asyncio
+import logging
+import math
+from collections import deque
+from typing import Any, TypeGuard
+
+from batch_llm._engine.events import Events
+from batch_llm._engine.journal import describe
+from batch_llm._engine.meters import RequestMeter
+from batch_llm._engine.tasks import FATAL, Tasks
+from batch_llm.observers.events import ProcessingEvent
+from batch_llm.strategies.rate_limit import RateLimitStrategy
+
+_log = logging.getLogger(__name__)
+
+
+class Gate:
+    """Lets calls out one by one, in the order in which they asked.
+
+    Args:
+        strategy: Decides the length of a cooldown and the pace after it.
+        meter: Spaces the calls out; None for no limit.
+        events: Told of cooldowns.
+        tasks: Runs the strategy's own code.
+        hook_seconds: Deadline of that code.
+
+    Attributes:
+        resumed: Set unless there is a cooldown.
+        epoch: Number of cooldowns so far. A call remembers it when it is let out, so that
+            its late refusal does not start a second cooldown.
+        consecutive: Cooldowns since any call succeeded.
+        wide_open: Whether a call may go out at once, with nothing to wait for or count.
+    """
+
+    def __init__(
+        self,
+        strategy: RateLimitStrategy,
+        meter: RequestMeter | None,
+        *,
+        events: Events,
+        tasks: Tasks,
+        hook_seconds: float,
+    ) -> None:
+        self._strategy = strategy
+        self._meter = meter
+        self._events = events
+        self._tasks = tasks
+        self._hook_seconds = hook_seconds
+        self.resumed = asyncio.Event()
+        self.resumed.set()
+        self.epoch = 0
+        self.consecutive = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._slow_start = False
+        self._let_out_since_resume = 0
+        self._last_let_out = 0.0
+        self._slow_ready_at: float | None = None
+        self.wide_open = meter is None
+
+    async def acquire(self) -> int:
+        """Wait until a call may go out.
+
+        Returns:
+            The epoch in which it goes.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._waiting and self.resumed.is_set() and self._ready_at() <= loop.time():
+            self._let_out(loop.time())
+            self.wide_open = self._meter is None and not self._slow_start
+            return self.epoch
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        self._advance()
+        try:
+            await turn
+        finally:
+            if turn.cancelled():
+                self._advance()
+        # A cooldown may have begun between the turn and this wake-up.
+        return self.epoch if self.resumed.is_set() else await self.acquire()
+
+    async def cool_down(self, epoch: int, *, worker_id: int, hint_seconds: float | None) -> None:
+        """A call was rate limited: pause all, once.
+
+        Args:
+            epoch: The epoch in which the call went out.
+            worker_id: Who made it.
+            hint_seconds: What the provider asked to wait, None if it named nothing.
+        """
+        if epoch < self.epoch or not self.resumed.is_set():
+            return
+        self.epoch += 1
+        self.consecutive += 1
+        self.wide_open = False
+        self.resumed.clear()
+        seconds, error = 0.0, None
+        try:
+            seconds, error = await self._cooldown_seconds(worker_id, hint_seconds)
+        finally:
+            self._events.emit(
+                ProcessingEvent.COOLDOWN_STARTED,
+                worker_id=worker_id,
+                duration=seconds,
+                consecutive=self.consecutive,
+            )
+            if seconds > 0:
+                self._set_timer(asyncio.get_running_loop().time() + seconds, self._resume, seconds)
+            else:
+                self._resume(seconds, error)
+        _log.warning("rate limited: all workers pause for %.1f s", seconds)
+
+    async def _cooldown_seconds(
+        self, worker_id: int, hint_seconds: float | None
+    ) -> tuple[float, BaseException | None]:
+        if _is_duration(hint_seconds):
+            return float(hint_seconds), None
+        settled = await self._tasks.bounded(
+            lambda: self._strategy.on_rate_limit(worker_id, self.consecutive),
+            seconds=self._hook_seconds,
+            what="rate_limit_strategy.on_rate_limit",
+        )
+        if settled.error is None and not _is_duration(settled.value):
+            settled.error = TypeError(
+                f"on_rate_limit returned {settled.value!r}; it must return seconds >= 0"
+            )
+        if settled.error is not None:
+            kind = type(settled.error).__name__
+            _log.error("the rate-limit strategy failed with %s, so nobody pauses", kind)
+            _log.debug("the rate-limit strategy failed", exc_info=settled.error)
+            return 0.0, settled.error
+        return float(settled.value), None
+
+    def _resume(self, seconds: float, error: BaseException | None = None) -> None:
+        self._timer = None
+        self.resumed.set()
+        data: dict[str, Any] = {"duration": seconds}
+        if error is not None:
+            data["error"] = describe(error)
+        self._events.emit(ProcessingEvent.COOLDOWN_ENDED, **data)
+        self._slow_start = error is None
+        self._let_out_since_resume = 0
+        self._slow_ready_at = None
+        self._last_let_out = asyncio.get_running_loop().time()
+        self._advance()
+
+    def reset(self) -> None:
+        """End cooldown and slow start; the next run starts with an open gate."""
+        self.resumed.set()
+        self._slow_start = False
+        self.consecutive = 0
+        self._advance()
+
+    def _advance(self) -> None:
+        """Let out whoever may go now, and wake up when the next one may."""
+        loop = asyncio.get_running_loop()
+        while self._waiting and self.resumed.is_set():
+            if self._waiting[0].done():
+                self._waiting.popleft()
+                continue
+            try:
+                ready_at = self._ready_at()
+            except FATAL as error:
+                # The loop's own callbacks are no place to end the program from.
+                self._waiting.popleft().set_exception(error)
+                continue
+            if ready_at > loop.time():
+                self._set_timer(ready_at, self._advance)
+                return
+            self._waiting.popleft().set_result(None)
+            self._let_out(loop.time())
+        if self.resumed.is_set():
+            self._clear_timer()
+            self.wide_open = self._meter is None and not self._slow_start
+
+    def _let_out(self, now: float) -> None:
+        self._last_let_out = now
+        self._let_out_since_resume += 1
+        self._slow_ready_at = None
+        if self._meter is not None:
+            self._meter.take(now)
+
+    def _ready_at(self) -> float:
+        ready_at = -math.inf if self._meter is None else self._meter.ready_at()
+        if self._slow_start:
+            if self._slow_ready_at is None:
+                self._slow_ready_at = self._last_let_out + self._slow_delay()
+            ready_at = max(ready_at, self._slow_ready_at)
+        return ready_at
+
+    def _slow_delay(self) -> float:
+        """Ask the strategy once per call; its first False ends the slow start."""
+        self._slow_start = False
+        try:
+            applies, delay = self._strategy.should_apply_slow_start(self._let_out_since_resume)
+        except FATAL:
+            raise
+        except BaseException as error:
+            kind = type(error).__name__
+            _log.error("should_apply_slow_start failed with %s: no slow start", kind)
+            _log.debug("should_apply_slow_start failed", exc_info=error)
+            return 0.0
+        if not (applies and _is_duration(delay)):
+            return 0.0
+        self._slow_start = True
+        return float(delay)
+
+    def _set_timer(self, at: float, callback: Any, *args: Any) -> None:
+        self._clear_timer()
+        self._timer = asyncio.get_running_loop().call_at(at, callback, *args)
+
+    def _clear_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _is_duration(value: Any) -> TypeGuard[float]:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )

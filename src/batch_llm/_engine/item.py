@@ -1,0 +1,210 @@
+"""The story of one item, from the worker that took it to its result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from batch_llm._engine.attempt import Attempts
+from batch_llm._engine.events import Events
+from batch_llm._engine.gate import Gate
+from batch_llm._engine.hooks import Hooks
+from batch_llm._engine.journal import Failure, Journal, describe, total_of
+from batch_llm._engine.lifecycle import Entry, Lifecycle
+from batch_llm._engine.progress import Progress
+from batch_llm._engine.recovery import Recovery
+from batch_llm._engine.worker import Worker
+from batch_llm.base import LLMWorkItem, ProcessingStats, WorkItemResult
+from batch_llm.observers.events import ProcessingEvent
+from batch_llm.strategies.errors import StrategyContractError
+
+Skipped = Literal["Skipped by middleware"]
+SKIPPED: Skipped = "Skipped by middleware"
+
+
+@dataclass(slots=True, kw_only=True)
+class ItemRunner:
+    """Turns items into results; one per run, shared by its workers."""
+
+    gate: Gate
+    attempts: Attempts
+    recovery: Recovery
+    lifecycle: Lifecycle
+    hooks: Hooks
+    events: Events
+    progress: Progress | None
+    stats: ProcessingStats
+    now: Callable[[], float]
+
+    async def run(
+        self, item: LLMWorkItem[Any, Any, Any], worker: Worker
+    ) -> WorkItemResult[Any, Any]:
+        """Process one item; whatever goes wrong, there is a result."""
+        journal = worker.journal = Journal(item, worker.id)
+        if self.events.watched:
+            self._tell_start(journal)
+        if self.hooks.middlewares and not await self._let_in(journal):
+            return await self.conclude(journal, SKIPPED)
+        entry = self.lifecycle.entry_of(journal.item.strategy)
+        if not (entry.prepared or self.attempts.dry_run):
+            await self.lifecycle.prepare(entry, journal)
+        journal.attempt = 1
+        while (failure := entry.failure) is None:
+            if not (self.gate.wide_open or self.attempts.dry_run):
+                await self.gate.acquire()
+            returned = error = None
+            try:
+                returned = await self.attempts.begin(journal, worker)
+            except BaseException as raised:
+                error = raised
+            failure = self.attempts.end(journal, worker, returned, error)
+            if failure is None or not await self._again(journal, failure, entry):
+                break
+        if self.hooks.middlewares or self.hooks.post_processor is not None:
+            return await self.conclude(journal, failure)
+        result = _result_of(journal, failure)
+        self._take_down(journal, result)
+        journal.released = True
+        entry.pending -= 1
+        if not entry.pending:
+            await self.lifecycle.retire(entry)
+        return result
+
+    async def _again(self, journal: Journal, failure: Failure, entry: Entry) -> bool:
+        """Let everybody know of a failed attempt; whether there is to be another."""
+        if isinstance(failure.error, StrategyContractError):
+            entry.failure = failure
+        await self.recovery.pause_if_rate_limited(journal, failure.info)
+        await self.hooks.on_error(journal.item, failure.error, journal.attempt)
+        return await self.recovery.again(journal, failure)
+
+    async def conclude(
+        self, journal: Journal, failure: Failure | Skipped | None
+    ) -> WorkItemResult[Any, Any]:
+        """Make the item's result, and let everybody know."""
+        result = _result_of(journal, failure)
+        if self.hooks.middlewares:
+            if failure is None:
+                result = await self.hooks.after(result)
+            elif isinstance(failure, Failure):
+                result = await self.hooks.recover(journal.item, failure.error) or result
+            if not result.token_usage:
+                result.token_usage = journal.usage
+        self._take_down(journal, result)
+        if self.hooks.post_processor is not None:
+            await self.hooks.finished(result)
+        if (last_of := self._leave(journal)) is not None:
+            await self.lifecycle.retire(last_of)
+        return result
+
+    async def take_over(self, journal: Journal, error: BaseException) -> WorkItemResult[Any, Any]:
+        """Conclude an item whose worker is gone, from wherever that worker left off."""
+        if journal.result is None:
+            return await self.conclude(journal, Failure(error, self.recovery.classify(error)))
+        if not journal.released and (last_of := self._leave(journal)) is not None:
+            await self.lifecycle.retire(last_of)
+        return journal.result
+
+    def _leave(self, journal: Journal) -> Entry | None:
+        """Let go of the item's strategy; gives its entry if there is no other item of it."""
+        journal.released = True
+        return self.lifecycle.leave(journal.strategy)
+
+    async def _let_in(self, journal: Journal) -> bool:
+        """Go on with the item that middleware makes of the accepted one; False skips it."""
+        changed = await self.hooks.before(journal.item)
+        if changed is None:
+            return False
+        if changed.strategy is not journal.strategy:
+            self.lifecycle.expect(changed.strategy)
+            last_of = self._leave(journal)
+            journal.strategy, journal.released = changed.strategy, False
+            if last_of is not None:
+                await self.lifecycle.retire(last_of)
+        journal.item = changed
+        return True
+
+    def _tell_start(self, journal: Journal) -> None:
+        journal.started = self.now()
+        self.events.emit(
+            ProcessingEvent.ITEM_STARTED,
+            item_id=journal.item.item_id,
+            worker_id=journal.worker_id,
+        )
+
+    def _take_down(self, journal: Journal, result: WorkItemResult[Any, Any]) -> None:
+        """Put a result into the record, the stats and the progress."""
+        journal.result = result
+        if result.exception is not None:
+            _drop_frames(result.exception)
+        self._count(journal, result)
+        if self.progress is not None:
+            self.progress.report(self.stats, result.item_id)
+
+    def _count(self, journal: Journal, result: WorkItemResult[Any, Any]) -> None:
+        stats, usage = self.stats, journal.usage
+        stats.processed += 1
+        stats.total_input_tokens += usage.get("input_tokens", 0)
+        stats.total_output_tokens += usage.get("output_tokens", 0)
+        stats.cached_input_tokens += usage.get("cached_input_tokens", 0)
+        tokens = usage.get("total_tokens")
+        if tokens is None:
+            tokens = total_of(usage)
+        stats.total_tokens += tokens
+        if result.success:
+            stats.succeeded += 1
+            if self.events.watched:
+                self.events.emit(
+                    ProcessingEvent.ITEM_COMPLETED,
+                    item_id=result.item_id,
+                    duration=self.now() - journal.started,
+                    tokens=tokens,
+                )
+            return
+        stats.failed += 1
+        # A str, unless middleware thought otherwise.
+        kind = str(result.error or "unknown").split(":", 1)[0]
+        stats.error_counts[kind] = stats.error_counts.get(kind, 0) + 1
+        if self.events.watched:
+            error_type = "Skipped" if result.error == SKIPPED else kind
+            self.events.emit(
+                ProcessingEvent.ITEM_FAILED, item_id=result.item_id, error_type=error_type
+            )
+
+
+def _result_of(journal: Journal, failure: Failure | Skipped | None) -> WorkItemResult[Any, Any]:
+    item = journal.item
+    output = error = exception = None
+    if failure is None:
+        output = journal.output
+    elif isinstance(failure, Failure):
+        remark = f" ({failure.info.message})" if failure.info.message else ""
+        error = describe(failure.error) + remark
+        exception = failure.error
+    else:
+        error = failure
+    return WorkItemResult(
+        item.item_id,
+        failure is None,
+        output,
+        error,
+        item.context,
+        journal.usage,
+        None,
+        exception,
+        journal.attempt,
+    )
+
+
+def _drop_frames(error: BaseException) -> None:
+    """Take the tracebacks, whose frames would pin memory, off an error and what caused it."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        current.__traceback__ = None
+        pending += [current.__cause__, current.__context__]
+        if isinstance(current, BaseExceptionGroup):
+            pending += cast("BaseExceptionGroup[BaseException]", current).exceptions

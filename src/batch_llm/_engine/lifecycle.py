@@ -1,0 +1,167 @@
+"""Prepare once, clean up once."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from batch_llm._engine.gate import Gate
+from batch_llm._engine.journal import Failure, Journal
+from batch_llm._engine.recovery import Recovery
+from batch_llm._engine.tasks import Settled, Tasks, settle
+from batch_llm.base import LLMWorkItem
+
+_log = logging.getLogger(__name__)
+
+_IDLE_STRATEGIES = 100
+
+
+class Entry:
+    """One strategy instance in one run.
+
+    Attributes:
+        strategy: The instance; held, so that its identity stays its own.
+        used: Whether ``prepare`` was called, so that there may be something to clean up.
+        prepared: Whether ``prepare`` has succeeded.
+        failure: What fails every item of the strategy: its prepare failed for good, or it
+            returned something that no strategy may return.
+    """
+
+    __slots__ = ("failure", "items", "pending", "prepared", "preparing", "strategy", "used")
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+        self.pending = 0
+        self.items = 0
+        self.used = False
+        self.prepared = False
+        self.preparing: asyncio.Task[Settled] | None = None
+        self.failure: Failure | None = None
+
+
+class Lifecycle:
+    """Knows every strategy instance that has items, by identity.
+
+    A strategy of a single item is cleaned up with that item. One that served several may
+    get more of them at any time, so it is kept until the run ends, or until more than a
+    hundred others that are idle came after it.
+
+    Args:
+        gate: Holds back a prepare during a cooldown.
+        recovery: Decides whether a failed prepare is repeated.
+        tasks: Runs the strategies' code.
+        seconds: Deadline of each call.
+    """
+
+    def __init__(self, gate: Gate, recovery: Recovery, *, tasks: Tasks, seconds: float) -> None:
+        self._gate = gate
+        self._recovery = recovery
+        self._tasks = tasks
+        self._seconds = seconds
+        self._entries: dict[int, Entry] = {}
+        self._idle: dict[int, Entry] = {}
+
+    def expect(self, strategy: Any) -> None:
+        """An item of this strategy was accepted."""
+        entry = self.entry_of(strategy)
+        self._idle.pop(id(strategy), None)
+        entry.pending += 1
+        entry.items += 1
+
+    def entry_of(self, strategy: Any) -> Entry:
+        """The strategy's entry, a new one where it has none."""
+        entry = self._entries.get(id(strategy))
+        if entry is None:
+            entry = self._entries[id(strategy)] = Entry(strategy)
+        return entry
+
+    async def prepare(self, entry: Entry, journal: Journal) -> Failure | None:
+        """Prepare the strategy, or wait until the one who does it is done.
+
+        Returns:
+            None, or the failure that holds for the run.
+        """
+        if entry.preparing is None:
+            name = f"{type(entry.strategy).__name__}.prepare"
+            entry.preparing = self._tasks.spawn(
+                settle(lambda: self._prepare(entry, journal, name)), name=name
+            )
+        preparing = entry.preparing
+        if not preparing.done():
+            await asyncio.wait((preparing,))
+        if (interrupt := preparing.result().error) is not None:
+            raise interrupt
+        return entry.failure
+
+    async def _prepare(self, entry: Entry, journal: Journal, name: str) -> None:
+        trial = Journal(journal.item, journal.worker_id)
+        trial.attempt = 1
+        prepare = getattr(entry.strategy, "prepare", None)
+        while True:
+            await self._gate.resumed.wait()
+            trial.epoch = self._gate.epoch
+            entry.used = True
+            settled = Settled()
+            if prepare is not None:
+                settled = await self._tasks.bounded(prepare, seconds=self._seconds, what=name)
+            if settled.error is None:
+                entry.prepared = True
+                return
+            failure = Failure(settled.error, self._recovery.classify(settled.error))
+            await self._recovery.pause_if_rate_limited(trial, failure.info)
+            if not await self._recovery.again(trial, failure):
+                entry.failure = failure
+                _log.error("%s failed for good: every item of this strategy fails", name)
+                return
+
+    def leave(self, strategy: Any) -> Entry | None:
+        """An item of this strategy is finished; gives the entry if it was the last so far."""
+        entry = self.entry_of(strategy)
+        entry.pending -= 1
+        return None if entry.pending else entry
+
+    async def retire(self, entry: Entry) -> None:
+        """Clean up a strategy without pending items, now or once the next have had their chance."""
+        if entry.items == 1:
+            await self._clean_up(entry)
+            return
+        self._idle[id(entry.strategy)] = entry
+        if len(self._idle) > _IDLE_STRATEGIES:
+            await self._clean_up(next(iter(self._idle.values())))
+
+    def knows(self, strategy: Any) -> bool:
+        """Whether the strategy has items already."""
+        return id(strategy) in self._entries
+
+    async def close(self, queue: Iterable[LLMWorkItem[Any, Any, Any]]) -> None:
+        """The run is over: clean up every strategy that was used in it.
+
+        Args:
+            queue: The items that wait for the next run.
+
+        Raises:
+            KeyboardInterrupt: A cleanup raised it, likewise SystemExit; the others are done.
+        """
+        used = [entry for entry in self._entries.values() if entry.used]
+        ends = await asyncio.gather(*[settle(partial(self._clean_up, entry)) for entry in used])
+        self._entries.clear()
+        self._idle.clear()
+        for item in queue:
+            self.expect(item.strategy)
+        for end in ends:
+            if end.error is not None:
+                raise end.error
+
+    async def _clean_up(self, entry: Entry) -> None:
+        self._entries.pop(id(entry.strategy), None)
+        self._idle.pop(id(entry.strategy), None)
+        cleanup = getattr(entry.strategy, "cleanup", None)
+        if not entry.used or cleanup is None:
+            return
+        entry.used = False
+        name = f"{type(entry.strategy).__name__}.cleanup"
+        settled = await self._tasks.bounded(cleanup, seconds=self._seconds, what=name)
+        if settled.error is not None:
+            _log.error("%s failed with %s", name, type(settled.error).__name__)
+            _log.debug("%s failed", name, exc_info=settled.error)

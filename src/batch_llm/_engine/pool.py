@@ -1,0 +1,240 @@
+"""Workers, intake, outbox and shutdown."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from batch_llm._engine.deadlines import Holder
+from batch_llm._engine.events import Events
+from batch_llm._engine.item import ItemRunner
+from batch_llm._engine.tasks import FATAL, Tasks
+from batch_llm._engine.worker import Worker
+from batch_llm.base import LLMWorkItem, WorkItemResult
+from batch_llm.observers.events import ProcessingEvent
+from batch_llm.strategies.errors import FrameworkTimeoutError
+
+_log = logging.getLogger(__name__)
+
+Item = LLMWorkItem[Any, Any, Any]
+Result = WorkItemResult[Any, Any]
+
+# Calls that never wait must not keep the loop for themselves.
+_PAUSE_AFTER = 100
+
+
+class Pool:
+    """The workers of one run: they take items from a queue and hand results to a consumer.
+
+    The run is over when the queue is empty and no worker has an item. Streaming, a few
+    results per worker wait for the consumer at most; then the workers wait for it too.
+    Collecting, the consumer wants all of them together at the end, and is woken once.
+
+    Args:
+        queue: What is to be done.
+        workers: How many workers there are.
+        max_queue_size: Items that may wait in the queue; 0 means any number.
+        collecting: Whether the consumer wants the results at the end.
+        tasks: Where the workers' tasks live.
+        events: Told of workers.
+
+    Attributes:
+        error: What stopped the run and is to come out of it.
+    """
+
+    def __init__(  # noqa: PLR0913 - one builder, all by name
+        self,
+        queue: deque[Item],
+        *,
+        workers: int,
+        max_queue_size: int,
+        collecting: bool,
+        tasks: Tasks,
+        events: Events,
+    ) -> None:
+        self._queue = queue
+        self._workers = workers
+        self._max_queue_size = max_queue_size
+        self._tasks = tasks
+        self._events = events
+        self._runner: ItemRunner
+        self._in_hand = 0
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._adding: deque[asyncio.Future[None]] = deque()
+        self._adders = 0
+        self._outbox: list[Result] = []
+        self._collecting = collecting
+        self._pause_at = _PAUSE_AFTER if collecting else 2 * workers + 16
+        self._consumer: asyncio.Future[None] | None = None
+        self._full: deque[asyncio.Future[None]] = deque()
+        self._over = False
+        self.error: BaseException | None = None
+
+    def start(self, runner: ItemRunner) -> None:
+        """Put the workers to work."""
+        self._runner = runner
+        for worker_id in range(self._workers):
+            if self._events.watched:
+                self._events.emit(ProcessingEvent.WORKER_STARTED, worker_id=worker_id)
+            self._hire(Worker(worker_id))
+
+    async def results(self) -> AsyncGenerator[list[Result], None]:
+        """The results as they are made, some at a time, until the run is over.
+
+        Raises:
+            KeyboardInterrupt: User code raised it.
+            SystemExit: User code raised it.
+        """
+        while True:
+            while self._outbox and (self._over or not self._collecting):
+                made, self._outbox = self._outbox, []
+                while self._full:
+                    _wake(self._full)
+                yield made
+            if self.error is not None:
+                raise self.error
+            if self._over:
+                return
+            self._consumer = asyncio.get_running_loop().create_future()
+            await self._consumer
+
+    async def add(self, item: Item) -> None:
+        """Queue an item, once there is room.
+
+        What the run's own hooks add is never held up: they would wait for themselves.
+
+        Raises:
+            RuntimeError: The run was ended before there was room.
+        """
+        if asyncio.current_task() not in self._tasks:
+            await self._room_in_queue(item)
+        self._queue.append(item)
+        _wake(self._idle)
+
+    async def _room_in_queue(self, item: Item) -> None:
+        while 0 < self._max_queue_size <= len(self._queue):
+            if not self._over:
+                await self._next_room()
+            if self._over:
+                raise RuntimeError(
+                    f"the run ended while item {item.item_id!r} waited for room in the queue; "
+                    "add it again before the next process_all()"
+                )
+
+    async def _next_room(self) -> None:
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._adding.append(room)
+        self._adders += 1
+        try:
+            await room
+        except asyncio.CancelledError:
+            # The room may have been found for the one who gives up, and nobody else may come.
+            _wake(self._adding)
+            _wake(self._idle)
+            raise
+        finally:
+            self._adders -= 1
+
+    def fail(self, error: BaseException) -> None:
+        """Stop the run and let its consumer see why."""
+        self.error = self.error or error
+        self.end()
+
+    def end(self) -> None:
+        """Take no more items; whoever waits goes on."""
+        self._over = True
+        for waiting in (self._idle, self._adding, self._full):
+            while waiting:
+                _wake(waiting)
+        if self._consumer is not None and not self._consumer.done():
+            self._consumer.set_result(None)
+
+    def replace(self, stuck: Holder) -> None:
+        """Give the place of a worker whose call will not end, and its item, to another."""
+        assert isinstance(stuck, Worker)
+        _log.error("worker %s: a call ignores its cancellation and is left behind", stuck.id)
+        error = FrameworkTimeoutError(
+            "timeout: the call did not end in time and ignored its cancellation; "
+            "let CancelledError pass through execute()"
+        )
+        self._succeed(stuck, error)
+
+    def _succeed(self, worker: Worker, error: BaseException) -> None:
+        worker.replaced = True
+        successor = Worker(worker.id)
+        successor.journal = worker.journal
+        self._hire(successor, error)
+
+    def _hire(self, worker: Worker, error: BaseException | None = None) -> None:
+        worker.task = self._tasks.spawn(
+            self._work(worker, error), name=f"batch_llm worker {worker.id}"
+        )
+        worker.task.add_done_callback(lambda task: self._gone(worker, task))
+
+    def _gone(self, worker: Worker, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and not (self._over or worker.replaced):
+            self._succeed(worker, asyncio.CancelledError("the worker's task was cancelled"))
+        if self._events.watched and not worker.replaced:
+            self._events.emit(ProcessingEvent.WORKER_STOPPED, worker_id=worker.id)
+
+    async def _work(self, worker: Worker, error: BaseException | None) -> None:
+        queue, run = self._queue, self._runner.run
+        try:
+            if error is not None and worker.journal is not None:
+                self._hand_over(await self._runner.take_over(worker.journal, error))
+                worker.journal = None
+            while not self._over:
+                if not queue:
+                    await self._next_item()
+                    continue
+                self._in_hand += 1
+                if self._adding:
+                    _wake(self._adding)
+                self._hand_over(await run(queue.popleft(), worker))
+                worker.journal = None
+                if len(self._outbox) >= self._pause_at or self._events.crowded:
+                    await self._pause()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as bug:
+            if not isinstance(bug, FATAL):
+                _log.critical("worker %s broke down", worker.id, exc_info=bug)
+            self.fail(bug)
+
+    async def _next_item(self) -> None:
+        """Wait for an item, or notice that there will be none."""
+        if self._in_hand == 0 and self._adders == 0:
+            self.end()
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(turn)
+        await turn
+
+    def _hand_over(self, result: Result) -> None:
+        self._in_hand -= 1
+        self._outbox.append(result)
+        if not (self._collecting or self._consumer is None or self._consumer.done()):
+            self._consumer.set_result(None)
+
+    async def _pause(self) -> None:
+        """Let others have their turn: observers, the consumer, or just the loop."""
+        if self._events.crowded:
+            await self._events.settle()
+        if self._collecting:
+            self._pause_at = len(self._outbox) + _PAUSE_AFTER
+            await asyncio.sleep(0)
+            return
+        while len(self._outbox) >= self._pause_at and not self._over:
+            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._full.append(room)
+            await room
+
+
+def _wake(waiting: deque[asyncio.Future[None]]) -> None:
+    """Wake the first that still waits."""
+    while waiting:
+        first = waiting.popleft()
+        if not first.done():
+            first.set_result(None)
+            return

@@ -1,0 +1,137 @@
+"""What happens between a failed attempt and the next."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from batch_llm._engine.events import Events
+from batch_llm._engine.gate import Gate
+from batch_llm._engine.journal import Failure, Journal, describe
+from batch_llm._engine.tasks import FATAL
+from batch_llm.base import ProcessingStats
+from batch_llm.observers.events import ProcessingEvent
+from batch_llm.strategies.errors import (
+    DefaultErrorClassifier,
+    ErrorClassifier,
+    ErrorInfo,
+    RateLimitExceededError,
+)
+from batch_llm.strategies.retry import RetryPolicy, Verdict
+
+_log = logging.getLogger(__name__)
+
+_UNKNOWN = ErrorInfo(True, False, False, "unknown")
+
+
+class Recovery:
+    """Classifies failures and carries out what the policies decide.
+
+    Args:
+        classifier: Knows what an error means.
+        policy: Decides about retries.
+        gate: Pauses everybody after a rate limit.
+        events: Told of rate limits.
+        stats: The counters of the current run.
+    """
+
+    def __init__(
+        self,
+        classifier: ErrorClassifier,
+        policy: RetryPolicy,
+        *,
+        gate: Gate,
+        events: Events,
+        stats: Callable[[], ProcessingStats],
+    ) -> None:
+        self._classifier = classifier
+        self._policy = policy
+        self._gate = gate
+        self._events = events
+        self._stats = stats
+
+    def classify(self, error: BaseException) -> ErrorInfo:
+        """What kind of failure it is; a classifier that fails itself is passed over."""
+        if not isinstance(error, Exception):
+            return _UNKNOWN
+        for classifier in (self._classifier, DefaultErrorClassifier()):
+            try:
+                info = _error_info_of(classifier.classify(error))
+            except FATAL:
+                raise
+            except BaseException as broken:
+                _log.error("the classifier failed with %s", type(broken).__name__)
+                _log.debug("the classifier failed", exc_info=broken)
+            else:
+                return info
+        return _UNKNOWN
+
+    async def again(self, journal: Journal, failure: Failure) -> bool:
+        """Decide whether a failed attempt is followed by another, and wait for it.
+
+        Args:
+            journal: The item's record; its attempt number goes up for a retry.
+            failure: How the attempt ended; one rate limit too many becomes its error.
+
+        Returns:
+            Whether to go on.
+        """
+        _log.debug(
+            "item %s: attempt %s: %s: %r",
+            journal.item.item_id,
+            journal.attempt,
+            failure.info.error_category,
+            failure.error,
+        )
+        decision = self._policy.decide(
+            failure.info,
+            failure.error,
+            attempt=journal.attempt,
+            rate_limits=journal.rate_limits,
+            random=random.random(),
+        )
+        if decision.verdict is Verdict.RETRY:
+            journal.attempt += 1
+            if decision.delay_seconds > 0:
+                await asyncio.sleep(decision.delay_seconds)
+        elif decision.verdict is Verdict.GIVE_UP_WAITING:
+            failure.error = _too_many_rate_limits(journal, failure.error)
+        return decision.verdict in (Verdict.RETRY, Verdict.REPEAT)
+
+    async def pause_if_rate_limited(self, journal: Journal, info: ErrorInfo) -> None:
+        """Count a refusal and let everybody cool down, once for the refusals of one time."""
+        if not info.is_rate_limit:
+            return
+        journal.rate_limits += 1
+        self._stats().rate_limit_count += 1
+        if self._events.watched:
+            self._events.emit(
+                ProcessingEvent.RATE_LIMIT_HIT,
+                item_id=journal.item.item_id,
+                worker_id=journal.worker_id,
+            )
+        await self._gate.cool_down(
+            journal.epoch, worker_id=journal.worker_id, hint_seconds=info.suggested_wait
+        )
+
+
+def _too_many_rate_limits(journal: Journal, error: BaseException) -> RateLimitExceededError:
+    exceeded = RateLimitExceededError(
+        f"rate limited {journal.rate_limits} times, the last time with {describe(error)}; raise "
+        "RateLimitConfig.max_rate_limits_per_item, lower max_workers or "
+        "max_requests_per_minute, or ask the provider for more quota"
+    )
+    exceeded.__cause__ = error
+    return exceeded
+
+
+def _error_info_of(info: Any) -> ErrorInfo:
+    """What a classifier returned, which need not be an ErrorInfo as long as it looks like one."""
+    flags = (info.is_retryable, info.is_rate_limit, info.is_timeout)
+    if not all(isinstance(flag, bool) for flag in flags):
+        raise TypeError(f"classify must return an ErrorInfo (got a {type(info).__name__})")
+    if isinstance(info, ErrorInfo):
+        return info
+    wait, message = getattr(info, "suggested_wait", None), getattr(info, "message", None)
+    return ErrorInfo(*flags, str(info.error_category), wait, message)

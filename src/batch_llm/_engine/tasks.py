@@ -1,0 +1,107 @@
+"""Where tasks are born, bounded and buried."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from batch_llm.strategies.errors import FrameworkTimeoutError
+
+_log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 1.0
+"""How long cancelled code may take to end before it is left behind."""
+
+FATAL = (KeyboardInterrupt, SystemExit)
+"""What user code raises to end the program: it stops the run and comes out of it."""
+
+
+@dataclass(slots=True)
+class Settled:
+    """How a call ended: with a value, or with an error."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+async def settle(call: Callable[[], Any]) -> Settled:
+    """Call user code, sync or async, and catch whatever comes out of it."""
+    try:
+        value = call()
+        if inspect.isawaitable(value):
+            value = await value
+    except BaseException as error:
+        return Settled(error=error)
+    return Settled(value)
+
+
+class Tasks:
+    """The tasks of one run; none of them outlives ``stop`` unless it ignores cancellation."""
+
+    def __init__(self) -> None:
+        self._alive: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """Start a task."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._alive.add(task)
+        task.add_done_callback(self._alive.discard)
+        return task
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._alive
+
+    async def bounded(
+        self, call: Callable[[], Any], *, seconds: float | None, what: str
+    ) -> Settled:
+        """Run user code in a task of its own, so that nothing it does holds up the caller.
+
+        Args:
+            call: Gives a value or an awaitable.
+            seconds: Deadline; None for none.
+            what: Names the code in errors and logs.
+
+        Returns:
+            Its value, its error, or a FrameworkTimeoutError.
+
+        Raises:
+            KeyboardInterrupt: The code raised it.
+            SystemExit: The code raised it.
+        """
+        task = self.spawn(settle(call), name=what)
+        try:
+            await asyncio.wait((task,), timeout=seconds)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not task.done():
+            await self._end(task, what)
+            error = FrameworkTimeoutError(f"timeout: {what} took longer than {seconds} s")
+            return Settled(error=error)
+        settled: Settled = task.result()
+        if isinstance(settled.error, FATAL):
+            raise settled.error
+        return settled
+
+    async def _end(self, task: asyncio.Task[Any], what: str) -> None:
+        task.cancel()
+        await asyncio.wait((task,), timeout=GRACE_SECONDS)
+        if not task.done():
+            _log.error("%s ignores its cancellation and is left behind", what)
+
+    def cancel(self) -> set[asyncio.Task[Any]]:
+        """Cancel every task but the current one, and give those that were cancelled."""
+        current = asyncio.current_task()
+        ending = {task for task in self._alive if task is not current}
+        for task in ending:
+            task.cancel()
+        return ending
+
+    async def stop(self) -> None:
+        """Cancel every task and wait until it has ended, at most for the grace."""
+        if ending := self.cancel():
+            _, stuck = await asyncio.wait(ending, timeout=GRACE_SECONDS)
+            for task in stuck:
+                _log.error("%s ignores its cancellation and is left behind", task.get_name())

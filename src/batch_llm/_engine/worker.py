@@ -1,0 +1,25 @@
+"""One of the pool's workers."""
+
+import asyncio
+
+from batch_llm._engine.journal import Journal
+
+
+class Worker:
+    """Takes items one after another.
+
+    Attributes:
+        id: Its number in logs and events.
+        task: The task in which it makes its calls.
+        journal: The record of the item it has.
+        replaced: Whether another has taken its place and its item.
+    """
+
+    __slots__ = ("id", "journal", "replaced", "task")
+
+    task: asyncio.Task[None]
+
+    def __init__(self, worker_id: int) -> None:
+        self.id = worker_id
+        self.journal: Journal | None = None
+        self.replaced = False

@@ -1,0 +1,118 @@
+"""The config of one request: a copy of the user's own, with what a batch needs laid over it."""
+
+import importlib.util
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, cast
+
+from pydantic import BaseModel
+
+from batch_llm.core.extras import require
+
+# The API refuses these beside cached_content: they live in the cache.
+IN_CACHE = ("system_instruction", "tools", "tool_config")
+
+
+def sdk_types() -> ModuleType | None:
+    """``google.genai.types``; None without google-genai, where mocks still work."""
+    try:
+        return require("google.genai.types", extra="gemini")
+    except ImportError:
+        return None
+
+
+class GeminiConfigs:
+    """Makes the configs of a client's requests, out of what the installed SDK accepts.
+
+    The SDK's own retries and continuations are switched off, since the engine retries and
+    counts; automatic function calling too, unless a tool is a function. What the user set
+    stays, and the user's object is left alone.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._types = sdk_types()
+        # A per-request option costs the SDK a fifth of its time: only where it changes something.
+        self._no_retries: Any = _no_retries(self._types) if _may_retry(client) else None
+        self._no_function_calling: Any = {"disable": True}
+        self._defaults: dict[str, Any] = {}
+        if self._types is not None:
+            self._no_function_calling = self._types.AutomaticFunctionCallingConfig(disable=True)
+            if "automatic_continuation" in self._types.GenerateContentConfig.model_fields:
+                self._defaults["automatic_continuation"] = False
+
+    def for_request(self, config: Any, cache_name: str | None = None) -> Any:
+        """The config of a generate request, with or without a cache."""
+        config = self.as_model(config)
+        changes = {
+            name: value for name, value in self._defaults.items() if get_field(config, name) is None
+        }
+        if get_field(config, "automatic_function_calling") is None and not holds_functions(config):
+            changes["automatic_function_calling"] = self._no_function_calling
+        if self._no_retries is not None:
+            changes["http_options"] = self._without_retries(get_field(config, "http_options"))
+        if cache_name is not None:
+            changes |= dict.fromkeys(IN_CACHE)
+            changes["cached_content"] = cache_name
+        if isinstance(config, dict):
+            merged = cast("dict[str, Any]", config) | changes
+            return {name: value for name, value in merged.items() if value is not None}
+        return config.model_copy(update=changes)
+
+    def for_caches(self, type_name: str, **fields: Any) -> Any:
+        """The config of a request about caches; None where there is nothing to say."""
+        fields["http_options"] = self._no_retries
+        given = {name: value for name, value in fields.items() if value is not None}
+        make = getattr(self._types, type_name, dict)
+        return make(**given) if given else None
+
+    def as_model(self, config: Any) -> Any:
+        """The user's config with its fields as attributes; without the SDK a dict stays one."""
+        if self._types is None:
+            return {} if config is None else config
+        if config is None or isinstance(config, Mapping):
+            return self._types.GenerateContentConfig.model_validate(config or {})
+        return config
+
+    def _without_retries(self, options: Any) -> Any:
+        if options is None:
+            return self._no_retries
+        if options.retry_options is not None:
+            return options
+        return options.model_copy(update={"retry_options": self._no_retries.retry_options})
+
+
+def get_field(config: Any, name: str) -> Any:
+    """A field of a config in any of its forms, None where it is not set."""
+    if isinstance(config, Mapping):
+        return cast("Mapping[str, Any]", config).get(name)
+    return getattr(config, name, None)
+
+
+def holds_functions(config: Any) -> bool:
+    """Whether a tool is a Python function or an MCP session, which the SDK itself would call."""
+    tools = get_field(config, "tools")
+    if not isinstance(tools, list):
+        return False
+    return not all(isinstance(tool, dict | BaseModel) for tool in cast("list[Any]", tools))
+
+
+def _no_retries(types: Any) -> Any:
+    """Options of one attempt, None where the SDK has none."""
+    if "retry_options" not in getattr(getattr(types, "HttpOptions", None), "model_fields", ()):
+        return None
+    return types.HttpOptions(retry_options=types.HttpRetryOptions(attempts=1))
+
+
+def _may_retry(client: Any) -> bool:
+    """Whether the client would send a failed request again by itself.
+
+    The SDK's does when it was told to, and on aiohttp unless it was told not to. Its public
+    side shows neither; where nothing can be seen, it is taken to retry.
+    """
+    if not type(client).__module__.startswith("google.genai"):
+        return False
+    options = getattr(getattr(client, "_api_client", None), "_http_options", ...)
+    retries = getattr(options, "retry_options", ...)
+    if retries is None:
+        return importlib.util.find_spec("aiohttp") is not None
+    return getattr(retries, "attempts", ...) != 1

@@ -1,0 +1,59 @@
+"""Token counts out of the many shapes that providers and frameworks give them."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, cast
+
+from batch_llm.base import TokenUsage
+
+_log = logging.getLogger(__name__)
+
+_NAMES = {
+    "input_tokens": ("input_tokens", "request_tokens"),
+    "output_tokens": ("output_tokens", "response_tokens"),
+    "total_tokens": ("total_tokens",),
+    "cached_input_tokens": ("cached_input_tokens", "cache_read_tokens"),
+}
+
+
+def count(value: object) -> int:
+    """A token count as an int: None, mocks and negative or non-finite values count as 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    try:
+        return max(0, int(value))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def read_usage(source: Any) -> TokenUsage:
+    """Token counts of a usage object or mapping, or of a callable that gives one.
+
+    Understands input_/output_tokens and the older request_/response_tokens; a missing
+    total is the sum of the two. Gives ``{}`` when there is nothing to read, since a
+    count that cannot be read must never cost an answer.
+    """
+    try:
+        found = _read_counts(source)
+        if not found and callable(source):
+            found = _read_counts(source())
+    except Exception as error:
+        _log.debug("usage could not be read: %r", error)
+        return {}
+    if found and "total_tokens" not in found:
+        found["total_tokens"] = found.get("input_tokens", 0) + found.get("output_tokens", 0)
+    return cast("TokenUsage", found)
+
+
+def _read_counts(source: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for key, names in _NAMES.items():
+        for name in names:
+            if isinstance(source, Mapping):
+                value = cast("Mapping[str, object]", source).get(name)
+            else:
+                value = getattr(source, name, None)
+            if isinstance(value, int | float):
+                found[key] = count(value)
+                break
+    return found

@@ -1,0 +1,391 @@
+"""The processor: options in, engine wired, doors out."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from batch_llm._engine import doors
+from batch_llm._engine.attempt import Attempts
+from batch_llm._engine.deadlines import Deadlines
+from batch_llm._engine.events import Events
+from batch_llm._engine.gate import Gate
+from batch_llm._engine.hooks import Hooks
+from batch_llm._engine.item import ItemRunner
+from batch_llm._engine.journal import Journal
+from batch_llm._engine.lifecycle import Lifecycle
+from batch_llm._engine.meters import RequestMeter
+from batch_llm._engine.pool import Pool
+from batch_llm._engine.progress import Progress
+from batch_llm._engine.recovery import Recovery
+from batch_llm._engine.tasks import FATAL, Tasks
+from batch_llm.base import (
+    BatchProcessor,
+    BatchResult,
+    LLMWorkItem,
+    PostProcessorFunc,
+    ProcessingStats,
+    ProgressCallbackFunc,
+    TContext,
+    TInput,
+    TOutput,
+    WorkItemResult,
+)
+from batch_llm.core.clock import wall_time
+from batch_llm.core.config import ProcessorConfig
+from batch_llm.llm_strategies.base import LLMCallStrategy
+from batch_llm.middleware.base import Middleware
+from batch_llm.observers.base import ProcessorObserver
+from batch_llm.observers.events import ProcessingEvent
+from batch_llm.strategies.errors import DefaultErrorClassifier, ErrorClassifier
+from batch_llm.strategies.rate_limit import ExponentialBackoffStrategy, RateLimitStrategy
+from batch_llm.strategies.retry import RetryPolicy
+
+_LONGEST_COOLDOWN_SECONDS = 600.0
+
+
+class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
+    """Runs many calls through a pool of async workers, with nothing lost.
+
+    ::
+
+        async with ParallelBatchProcessor(config=ProcessorConfig(max_workers=20)) as processor:
+            for book in books:
+                await processor.add_work(LLMWorkItem(book.id, strategy, prompt_for(book)))
+            result = await processor.process_all()
+
+    Args:
+        max_workers: Calls in flight at once; overrides the config's.
+        post_processor: Gets each result as soon as its item is finished, sync or async.
+        timeout_per_item: Seconds of one attempt; overrides the config's.
+        rate_limit_cooldown: Seconds of the first cooldown; overrides the config's.
+        config: All settings. It is never changed; overrides go into a copy.
+        error_classifier: Knows what the provider's errors mean.
+        rate_limit_strategy: Decides about cooldowns; by default made from
+            ``config.rate_limit``.
+        middlewares: May change items and results.
+        observers: Are told what happens.
+        progress_callback: Told how far the run is, every ``config.progress_interval`` items.
+
+    Raises:
+        ValueError: A setting is out of range.
+        TypeError: A collaborator lacks what will be called.
+    """
+
+    def __init__(  # noqa: PLR0913 - the contract's positional order
+        self,
+        max_workers: int | None = None,
+        post_processor: PostProcessorFunc[TOutput, TContext] | None = None,
+        timeout_per_item: float | None = None,
+        rate_limit_cooldown: float | None = None,
+        config: ProcessorConfig | None = None,
+        error_classifier: ErrorClassifier | None = None,
+        rate_limit_strategy: RateLimitStrategy | None = None,
+        middlewares: list[Middleware[TInput, TOutput, TContext]] | None = None,
+        observers: list[ProcessorObserver] | None = None,
+        progress_callback: ProgressCallbackFunc | None = None,
+    ) -> None:
+        self.config = _configured(config, max_workers, timeout_per_item, rate_limit_cooldown)
+        super().__init__(
+            self.config.max_workers,
+            post_processor,
+            self.config.max_queue_size,
+            progress_callback,
+            self.config.progress_callback_timeout,
+        )
+        self.error_classifier = (
+            DefaultErrorClassifier() if error_classifier is None else error_classifier
+        )
+        self.rate_limit_strategy = (
+            _default_rate_limit_strategy(self.config)
+            if rate_limit_strategy is None
+            else rate_limit_strategy
+        )
+        self.middlewares = [] if middlewares is None else middlewares
+        self.observers = [] if observers is None else observers
+        self._check_collaborators()
+        self._wire()
+
+    def _check_collaborators(self) -> None:
+        doors.check_callback("post_processor", self.post_processor)
+        doors.check_callback("progress_callback", self.progress_callback)
+        doors.check_collaborator("error_classifier", self.error_classifier, "classify")
+        doors.check_collaborator(
+            "rate_limit_strategy",
+            self.rate_limit_strategy,
+            "on_rate_limit",
+            "should_apply_slow_start",
+        )
+        doors.check_list(
+            "middlewares", self.middlewares, "before_process", "after_process", "on_error"
+        )
+        doors.check_list("observers", self.observers, "on_event")
+
+    def _wire(self) -> None:
+        """Build what lives as long as the processor; ``_begin`` builds the rest for each run."""
+        config = self.config
+        seconds = config.timeout_per_item
+        self._stats = ProcessingStats()
+        self._pool: Pool | None = None
+        self._tasks = Tasks()
+        self._watchers = Tasks()
+        self._events = Events(self.observers)
+        rate = config.max_requests_per_minute
+        self._gate = Gate(
+            self.rate_limit_strategy,
+            None if rate is None else RequestMeter(rate),
+            events=self._events,
+            tasks=self._tasks,
+            hook_seconds=seconds,
+        )
+        self._recovery = Recovery(
+            self.error_classifier,
+            RetryPolicy(config.retry, config.rate_limit),
+            gate=self._gate,
+            events=self._events,
+            stats=lambda: self._stats,
+        )
+        self._lifecycle = Lifecycle(self._gate, self._recovery, tasks=self._tasks, seconds=seconds)
+        self._hooks = Hooks(
+            self.middlewares, self.post_processor, tasks=self._tasks, seconds=seconds
+        )
+        self._progress = Progress(
+            self.progress_callback,
+            interval=config.progress_interval,
+            seconds=config.progress_callback_timeout,
+        )
+
+    async def add_work(self, work_item: LLMWorkItem[TInput, TOutput, TContext]) -> None:
+        """Queue an item, before or during a run; also from the run's own hooks.
+
+        While a run consumes, a full queue is waited for; the run's own hooks never wait.
+
+        Raises:
+            TypeError: It is no LLMWorkItem, its prompt is no str or its strategy is none.
+            RuntimeError: The queue is full and nothing consumes it.
+        """
+        doors.check_item(work_item)
+        if not self._lifecycle.knows(work_item.strategy):
+            doors.check_strategy(work_item.strategy)
+        if self._pool is not None:
+            await self._pool.add(work_item)
+        else:
+            await super().add_work(work_item)
+        self._lifecycle.expect(work_item.strategy)
+        self._stats.total += 1
+
+    async def process_all(self) -> BatchResult[TOutput, TContext]:
+        """Run everything queued, and what is added meanwhile.
+
+        A cancelled call stops every worker and empties the queue; the processor can be
+        used again.
+
+        Returns:
+            The results in the order in which the items finished.
+
+        Raises:
+            RuntimeError: A run is in progress.
+            KeyboardInterrupt: User code raised it; likewise SystemExit.
+        """
+        async with contextlib.aclosing(self._run(self._queue, collecting=True)) as batches:
+            return BatchResult([result async for batch in batches for result in batch])
+
+    async def _stream(self) -> AsyncGenerator[WorkItemResult[TOutput, TContext], None]:
+        """The results of one run as they are made."""
+        async with contextlib.aclosing(self._run(self._queue)) as batches:
+            async for batch in batches:
+                for result in batch:
+                    yield result
+
+    async def _run(
+        self,
+        queue: deque[LLMWorkItem[TInput, TOutput, TContext]],
+        *,
+        collecting: bool = False,
+    ) -> AsyncGenerator[list[WorkItemResult[TOutput, TContext]], None]:
+        """The one way out of the engine: the results of one run, some at a time."""
+        if self._pool is not None:
+            raise RuntimeError(
+                "process_all() is already running; await it first, or use another processor"
+            )
+        pool = self._begin(queue, collecting=collecting)
+        completed = False
+        try:
+            async for results in pool.results():
+                yield results
+            completed = True
+        finally:
+            if not completed:
+                queue.clear()
+            await self._end(pool)
+        if pool.error is not None:
+            raise pool.error
+
+    def _begin(
+        self, queue: deque[LLMWorkItem[TInput, TOutput, TContext]], *, collecting: bool
+    ) -> Pool:
+        config = self.config
+        self._stats = ProcessingStats(total=len(queue), start_time=wall_time())
+        self._ending = asyncio.Lock()
+        self._pool = pool = Pool(
+            queue,
+            workers=config.max_workers,
+            max_queue_size=config.max_queue_size,
+            collecting=collecting,
+            tasks=self._tasks,
+            events=self._events,
+        )
+        self._deadlines = Deadlines(config.timeout_per_item, on_stuck=pool.replace)
+        runner = ItemRunner(
+            gate=self._gate,
+            attempts=Attempts(
+                self._gate, self._deadlines, self._recovery.classify, dry_run=config.dry_run
+            ),
+            recovery=self._recovery,
+            lifecycle=self._lifecycle,
+            hooks=self._hooks,
+            events=self._events,
+            progress=None if self.progress_callback is None else self._progress,
+            stats=self._stats,
+            now=asyncio.get_running_loop().time,
+        )
+        self._events.start(self._watchers, pool.fail)
+        self._progress.start(pool.fail)
+        self._events.emit(ProcessingEvent.BATCH_STARTED, total=self._stats.total)
+        pool.start(runner)
+        return pool
+
+    async def _end(self, pool: Pool) -> None:
+        """Stop what is left of the run; whoever comes second waits for the first."""
+        async with self._ending:
+            if self._pool is not pool:
+                return
+            try:
+                pool.end()
+                await self._tasks.stop()
+                try:
+                    await self._lifecycle.close(self._queue)
+                except FATAL as error:
+                    pool.fail(error)
+                await self._tell_end()
+                await self._progress.finish()
+            finally:
+                # Nothing is left of them, unless the end itself was cancelled.
+                self._tasks.cancel()
+                self._watchers.cancel()
+                self._gate.reset()
+                self._events.stop()
+                self._deadlines.stop()
+                self._pool = None
+
+    async def _tell_end(self) -> None:
+        stats = self._stats
+        self._events.emit(
+            ProcessingEvent.BATCH_COMPLETED,
+            total=stats.total,
+            succeeded=stats.succeeded,
+            failed=stats.failed,
+        )
+        await self._events.settle()
+        await self._watchers.stop()
+
+    async def cleanup(self) -> None:
+        """Stop workers, empty the queue and end callbacks.
+
+        Called during a run it ends the run, and ``process_all`` returns what there is.
+        """
+        await super().cleanup()
+        if self._pool is not None:
+            self._pool.end()
+            current = asyncio.current_task()
+            if current in self._tasks or current in self._watchers:
+                # The run cannot wait for one of its own hooks; whoever consumes it cleans up.
+                return
+            await self._end(self._pool)
+        await self._lifecycle.close(self._queue)
+        await self._progress.stop()
+
+    async def shutdown(self) -> None:
+        """Stop everything, as ``cleanup`` does."""
+        await self.cleanup()
+
+    async def get_stats(self) -> dict[str, Any]:
+        """A snapshot of the counters of the current run, or of the last one."""
+        return self._stats.copy()
+
+    async def _worker(self, worker_id: int) -> None:
+        """Process queued items one by one, outside a run."""
+        while self._queue:
+            self._results.append(await self._process_item(self._queue.popleft()))
+
+    async def _process_item(
+        self, work_item: LLMWorkItem[TInput, TOutput, TContext]
+    ) -> WorkItemResult[TOutput, TContext]:
+        """Process one item as a run of its own."""
+        self._lifecycle.expect(work_item.strategy)
+        async with contextlib.aclosing(self._run(deque([work_item]))) as batches:
+            return (await anext(batches))[0]
+
+    async def _ensure_strategy_prepared(self, strategy: LLMCallStrategy[TOutput]) -> None:
+        """Prepare a strategy now, once, unless it is prepared already."""
+        entry = self._lifecycle.entry_of(strategy)
+        if entry.prepared:
+            return
+        item: LLMWorkItem[TInput, TOutput, TContext] = LLMWorkItem("prepare", strategy)
+        failure = await self._lifecycle.prepare(entry, Journal(item, 0))
+        if failure is not None:
+            raise failure.error
+
+    async def _handle_rate_limit(self, worker_id: int = 0) -> None:
+        """Begin a cooldown, unless there is one, and wait for its end."""
+        await self._gate.cool_down(self._gate.epoch, worker_id=worker_id, hint_seconds=None)
+        await self._gate.resumed.wait()
+
+    @property
+    def _rate_limit_event(self) -> asyncio.Event:
+        return self._gate.resumed
+
+    @property
+    def _in_cooldown(self) -> bool:
+        return not self._gate.resumed.is_set()
+
+    @property
+    def _proactive_rate_limiter(self) -> Gate | None:
+        return None if self.config.max_requests_per_minute is None else self._gate
+
+
+def _configured(
+    config: ProcessorConfig | None,
+    max_workers: int | None,
+    timeout_per_item: float | None,
+    rate_limit_cooldown: float | None,
+) -> ProcessorConfig:
+    """The config with the overrides in a copy, checked."""
+    config = ProcessorConfig() if config is None else config
+    doors.check_collaborator("config", config, "validate")
+    changes: dict[str, Any] = {}
+    if max_workers is not None:
+        changes["max_workers"] = max_workers
+    if timeout_per_item is not None:
+        changes["timeout_per_item"] = timeout_per_item
+    if rate_limit_cooldown is not None:
+        changes["rate_limit"] = dataclasses.replace(
+            config.rate_limit, cooldown_seconds=rate_limit_cooldown
+        )
+    config = dataclasses.replace(config, **changes) if changes else config
+    config.validate()
+    return config
+
+
+def _default_rate_limit_strategy(config: ProcessorConfig) -> RateLimitStrategy:
+    limit = config.rate_limit
+    return ExponentialBackoffStrategy(
+        initial_cooldown=limit.cooldown_seconds,
+        max_cooldown=max(_LONGEST_COOLDOWN_SECONDS, limit.cooldown_seconds),
+        backoff_multiplier=limit.backoff_multiplier,
+        slow_start_items=limit.slow_start_items,
+        slow_start_initial_delay=limit.slow_start_initial_delay,
+        slow_start_final_delay=limit.slow_start_final_delay,
+    )

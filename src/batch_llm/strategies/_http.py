@@ -1,0 +1,92 @@
+"""What an exception of any HTTP client tells: status, text, headers. No client is imported.
+
+Clients are known by the names of their exception classes only, since a strategy may use
+any of them, or one that is not installed here.
+"""
+
+import email.utils
+import math
+import re
+
+# "quotation" and "record 14290" are no rate limits: words count at word boundaries, and
+# a bare number only where a status stands.
+_RATE_LIMIT = re.compile(
+    r"(?:^|\b(?:http|status|code|error)\W{0,3}(?:code\W{0,3})?)429\b"
+    r"|(?<![a-z])resource[ _]exhausted(?![a-z])"
+    r"|(?<![a-z])quotas?(?![a-z])"
+    r"|(?<![a-z])rate[ _-]?limit"
+    r"|(?<![a-z])too[ _-]many[ _-]requests(?![a-z])",
+    re.IGNORECASE,
+)
+_TIMEOUT = re.compile(r"timeout|\btimed?[ _-]out\b", re.IGNORECASE)
+
+_TIMEOUT_NAMES = frozenset({"TimeoutException", "APITimeoutError"})
+_FAILURE_NAMES = frozenset(
+    {"TransportError", "ClientConnectionError", "ClientPayloadError", "APIConnectionError"}
+)
+
+
+def status_of(exception: BaseException) -> int | None:
+    """The HTTP status that an exception carries, None without one."""
+    for name in ("status_code", "code", "status"):
+        value = getattr(exception, name, None)
+        if isinstance(value, int) and 100 <= value <= 599:
+            return int(value)
+    return None
+
+
+def tells_rate_limit(text: str) -> bool:
+    """Whether an error text speaks of a rate limit."""
+    return _RATE_LIMIT.search(text) is not None
+
+
+def tells_timeout(text: str) -> bool:
+    """Whether an error text speaks of a timeout."""
+    return _TIMEOUT.search(text) is not None
+
+
+def is_transport_timeout(exception: BaseException) -> bool:
+    """Whether an HTTP client gave up waiting."""
+    return not _TIMEOUT_NAMES.isdisjoint(_class_names(exception))
+
+
+def is_transport_failure(exception: BaseException) -> bool:
+    """Whether a connection failed or broke."""
+    return not _FAILURE_NAMES.isdisjoint(_class_names(exception))
+
+
+def _class_names(exception: BaseException) -> set[str]:
+    return {cls.__name__ for cls in type(exception).__mro__}
+
+
+def retry_after_of(exception: BaseException) -> float | None:
+    """Seconds that the response's Retry-After header asks to wait, None without a valid one.
+
+    A date is taken relative to the response's own Date header: the two come from one
+    clock, which ours need not agree with.
+    """
+    headers = getattr(getattr(exception, "response", None), "headers", None)
+    value = _header(headers, "Retry-After")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        return _seconds_between(_header(headers, "Date"), value)
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _header(headers: object, name: str) -> str | None:
+    get = getattr(headers, "get", None)
+    value = get(name) if callable(get) else None
+    return value if isinstance(value, str) else None
+
+
+def _seconds_between(start: str | None, end: str) -> float | None:
+    if start is None:
+        return None
+    try:
+        moments = [email.utils.parsedate_to_datetime(text) for text in (start, end)]
+        return max(0.0, (moments[1] - moments[0]).total_seconds())
+    except (ValueError, TypeError):
+        return None

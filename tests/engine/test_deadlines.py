@@ -1,0 +1,113 @@
+"""Many deadlines of one length on a single timer."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from batch_llm._engine.deadlines import Deadlines, Holder
+from tests.engine.support import now
+
+
+class Sleeper:
+    """Makes bounded calls in a task of its own and notes how each ended."""
+
+    def __init__(self, deadlines: Deadlines, *seconds: float) -> None:
+        self.outcomes: list[tuple[float, bool]] = []
+        self.task = asyncio.create_task(self._work(deadlines, seconds))
+
+    async def _work(self, deadlines: Deadlines, calls: tuple[float, ...]) -> None:
+        for seconds in calls:
+            deadlines.open(self)
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(seconds)
+            self.outcomes.append((now(), deadlines.close(self)))
+
+
+@pytest.fixture
+def stuck() -> list[Holder]:
+    return []
+
+
+async def test_each_call_has_a_deadline_of_its_own(stuck: list[Holder]) -> None:
+    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    first = Sleeper(deadlines, 4.0, 9.0, 99.0)
+    await asyncio.sleep(1.0)
+    second = Sleeper(deadlines, 99.0, 9.0)
+    await asyncio.gather(first.task, second.task)
+    assert first.outcomes == [(4.0, False), (13.0, False), (23.0, True)]
+    assert second.outcomes == [(11.0, True), (20.0, False)]
+    assert stuck == []
+    assert first.task.cancelling() == second.task.cancelling() == 0
+
+
+async def test_there_is_one_timer_at_most(
+    stuck: list[Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    call_at, timers = loop.call_at, []
+
+    def noting(when: float, callback: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if callback.__name__ == "_tick":
+            timers.append(when)
+        return call_at(when, callback, *args, **options)
+
+    monkeypatch.setattr(loop, "call_at", noting)
+    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    sleepers = [Sleeper(deadlines, *[3.0] * 10) for _ in range(100)]
+    await asyncio.gather(*[sleeper.task for sleeper in sleepers])
+    # At 10 s calls are open that began at 9 s, at 19 s those of 18 s, at 28 s those of 27 s.
+    assert timers == [10.0, 19.0, 28.0, 37.0]
+    deadlines.stop()
+
+
+async def test_a_timer_that_fires_early_cuts_nothing_off(stuck: list[Holder]) -> None:
+    """A real loop's clock may be a tick behind its timers."""
+    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    sleeper = Sleeper(deadlines, 99.0)
+    await asyncio.sleep(9.0)
+    deadlines._tick()
+    await sleeper.task
+    assert sleeper.outcomes == [(10.0, True)]
+
+
+async def test_closing_twice_is_no_timeout(stuck: list[Holder]) -> None:
+    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    sleeper = Sleeper(deadlines, 1.0)
+    await sleeper.task
+    assert deadlines.close(sleeper) is False
+    deadlines.stop()
+
+
+async def test_stopping_forgets_everything(stuck: list[Holder]) -> None:
+    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    sleepers = [Sleeper(deadlines, 50.0) for _ in range(3)]
+    await asyncio.sleep(1.0)
+    deadlines.stop()
+    deadlines.stop()
+    await asyncio.gather(*[sleeper.task for sleeper in sleepers])
+    assert [sleeper.outcomes for sleeper in sleepers] == [[(50.0, False)]] * 3
+
+
+async def test_who_does_not_end_is_told_of_once(stuck: list[Holder]) -> None:
+    class Stubborn(Sleeper):
+        async def _work(self, deadlines: Deadlines, calls: tuple[float, ...]) -> None:
+            deadlines.open(self)
+            while now() < 50.0:
+                try:
+                    await asyncio.sleep(calls[0])
+                except asyncio.CancelledError:
+                    continue
+            self.outcomes.append((now(), deadlines.close(self)))
+
+    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    sleeper = Stubborn(deadlines, 60.0)
+    await asyncio.sleep(10.5)
+    assert stuck == []
+    await asyncio.sleep(0.5)
+    assert stuck == [sleeper]
+    await sleeper.task
+    assert stuck == [sleeper]
+    assert sleeper.outcomes == [(70.0, False)]

@@ -1,0 +1,643 @@
+"""Ends of a run other than the last item: cancelled, cleaned up, interrupted, left alone."""
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from batch_llm import (
+    BaseMiddleware,
+    BaseObserver,
+    BatchResult,
+    FixedDelayStrategy,
+    ProcessingEvent,
+    WorkItemResult,
+)
+from tests.engine.support import (
+    Call,
+    Item,
+    Processor,
+    Provider,
+    Refused,
+    items,
+    now,
+    outputs,
+    run,
+    run_with,
+    script,
+    settings,
+    start,
+)
+from tests.helpers import Recorder
+
+
+def other_tasks() -> set[asyncio.Task[Any]]:
+    current = asyncio.current_task()
+    return {task for task in asyncio.all_tasks() if task is not current}
+
+
+class Hooked(Provider):
+    """Takes 100 s wherever it is told to, and otherwise none."""
+
+    def __init__(self, slow: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.slow = slow
+
+    async def wait_in(self, hook: str) -> None:
+        if hook == self.slow:
+            await asyncio.sleep(100.0)
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        await self.wait_in("prepare")
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+        await self.wait_in("execute")
+        return await super().execute(prompt, attempt, timeout)
+
+    async def on_error(self, exception: BaseException, attempt: int) -> None:
+        await self.wait_in("on_error")
+
+    async def cleanup(self) -> None:
+        await super().cleanup()
+        await self.wait_in("cleanup")
+
+
+class SlowMiddleware(BaseMiddleware[str, Any, Any]):
+    def __init__(self, slow: str) -> None:
+        self.slow = slow
+
+    async def before_process(self, work_item: Item) -> Item:
+        await asyncio.sleep(100.0 if self.slow == "before_process" else 0.0)
+        return work_item
+
+    async def after_process(self, result: Any) -> Any:
+        await asyncio.sleep(100.0 if self.slow == "after_process" else 0.0)
+        return result
+
+
+MOMENTS = [
+    "prepare",
+    "execute",
+    "on_error",
+    "retry",
+    "cooldown",
+    "slow start",
+    "pacing",
+    "before_process",
+    "after_process",
+    "post_processor",
+    "on_rate_limit",
+]
+
+
+def stuck_at(moment: str) -> tuple[Processor, Provider]:
+    """A processor and a provider which, at 10 s, hang at that moment of an item's life."""
+    steps = {
+        "on_error": [ConnectionError()],
+        "retry": [ConnectionError()],
+        "cooldown": [Refused(100)],
+        "slow start": [Refused(1)],
+        "on_rate_limit": [Refused()],
+    }
+    provider = Hooked(moment, answer=script(*steps.get(moment, [])))
+    config = settings(3)
+    if moment == "retry":
+        config.retry.initial_wait = config.retry.max_wait = 100.0
+    if moment == "pacing":
+        config.max_requests_per_minute = 0.1
+
+    async def post_process(result: WorkItemResult[Any, Any]) -> None:
+        await asyncio.sleep(50.0 if moment == "post_processor" else 0.0)
+
+    class Strategy(FixedDelayStrategy):
+        async def on_rate_limit(self, worker_id: int, consecutive_limit_count: int) -> float:
+            await asyncio.sleep(100.0 if moment == "on_rate_limit" else 0.0)
+            return 1.0
+
+    processor = Processor(
+        config=config,
+        post_processor=post_process,
+        middlewares=[SlowMiddleware(moment)],
+        rate_limit_strategy=Strategy(10.0, 100.0),
+    )
+    return processor, provider
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_cancelled_run_stops_at_once_and_leaves_nothing(moment: str) -> None:
+    processor, provider = stuck_at(moment)
+    running = await start(processor, *items(provider, 20))
+    await asyncio.sleep(10.0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert now() == 10.0
+    assert other_tasks() == set()
+    assert not processor._in_cooldown
+    assert len(provider.cleaned) <= 1
+    assert (await processor.process_all()).total_items == 0
+    other = Provider()
+    if moment in ("retry", "execute", "prepare", "on_error", "cooldown", "slow start"):
+        assert (await run_with(processor, *items(other, 3))).succeeded == 3
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_cleanup_ends_a_run_and_gives_what_there_is(moment: str) -> None:
+    processor, provider = stuck_at(moment)
+    done = Provider()
+    running = await start(processor, *items(done), *items(provider, 20))
+    await asyncio.sleep(10.0)
+    await processor.cleanup()
+    assert now() == 10.0
+    result = await running
+    stats = await processor.get_stats()
+    assert result.total_items <= 20
+    assert stats["processed"] == stats["succeeded"] + stats["failed"]
+    assert other_tasks() == set()
+    assert (await processor.process_all()).total_items == 0
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_run_may_be_cancelled_in_any_turn_of_the_loop(turns: int) -> None:
+    provider = Provider()
+    async with Processor(config=settings(3), observers=[Recorder()]) as processor:
+        for item in items(provider, 50):
+            await processor.add_work(item)
+        running = asyncio.create_task(processor.process_all())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        outcome = (await asyncio.gather(running, return_exceptions=True))[0]
+        assert isinstance(outcome, asyncio.CancelledError | BatchResult)
+        assert other_tasks() == set()
+        [item] = items(provider)
+        result = await run_with(processor, item)
+        assert result.results[-1].success
+    # One run may have ended between asking for a prepare and its first step.
+    assert len(provider.prepared) <= len(provider.cleaned) <= 2
+
+
+async def test_a_timeout_around_a_run_works() -> None:
+    processor = Processor(config=settings())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3.0):
+            await run_with(processor, *items(Provider(seconds=100.0)))
+    assert now() == 3.0
+    assert other_tasks() == set()
+
+
+async def test_a_run_that_is_cancelled_twice() -> None:
+    class Slow(Provider):
+        async def cleanup(self) -> None:
+            await asyncio.sleep(50.0)
+
+    processor = Processor(config=settings())
+    running = await start(processor, *items(Slow(seconds=100.0)))
+    await asyncio.sleep(1.0)
+    running.cancel()
+    await asyncio.sleep(1.0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert now() == 2.0
+    assert (await run_with(processor, *items(Provider()))).succeeded == 1
+
+
+async def test_an_end_that_is_cancelled_leaves_no_observer_running() -> None:
+    class Slow(Provider):
+        async def cleanup(self) -> None:
+            await asyncio.sleep(50.0)
+
+    processor = Processor(config=settings(), observers=[Recorder()])
+    running = await start(processor, *items(Slow(seconds=100.0)))
+    await asyncio.sleep(1.0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(processor.cleanup(), 1.0)
+    assert (await running).total_items == 0
+    assert other_tasks() == set()
+
+
+async def test_cleanup_keeps_what_was_finished() -> None:
+    provider = Provider(seconds=1.0)
+    async with Processor(config=settings(2)) as processor:
+        running = await start(processor, *items(provider, 100))
+        await asyncio.sleep(3.5)
+        await processor.cleanup()
+        result = await running
+        stats = await processor.get_stats()
+    assert result.succeeded == stats["succeeded"] == 6
+    assert provider.cleaned == [3.5]
+
+
+async def test_a_run_after_a_cleaned_up_one_is_a_run_of_its_own() -> None:
+    """Nobody awaited the first run before the second began."""
+    async with Processor(config=settings()) as processor:
+        first = await start(processor, *items(Provider(seconds=100.0)))
+        await asyncio.sleep(1.0)
+        await processor.cleanup()
+        second = await run_with(processor, *items(Provider(seconds=5.0), 2))
+        assert second.succeeded == 2
+        assert (await first).total_items == 0
+
+
+async def test_cleanup_may_be_called_any_number_of_times() -> None:
+    processor = Processor(config=settings())
+    await processor.cleanup()
+    running = await start(processor, *items(Provider(seconds=100.0)))
+    await asyncio.gather(*[processor.cleanup() for _ in range(5)], processor.shutdown())
+    await processor.shutdown()
+    assert (await running).total_items == 0
+
+
+HOOKS = [
+    "prepare",
+    "execute",
+    "on_error",
+    "cleanup",
+    "before_process",
+    "after_process",
+    "post_processor",
+    "on_rate_limit",
+    "on_event",
+    "progress_callback",
+]
+
+
+class Acting(Provider, BaseMiddleware[str, Any, Any], BaseObserver, FixedDelayStrategy):
+    """Every hook there is; one of them acts."""
+
+    def __init__(self, hook: str, act: Callable[[], Any]) -> None:
+        super().__init__(script(Refused()), seconds=1.0)
+        self.hook = hook
+        self.act = act
+
+    async def do(self, hook: str) -> None:
+        if hook == self.hook:
+            await self.act()
+
+    async def prepare(self) -> None:
+        await self.do("prepare")
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+        await self.do("execute")
+        return await super().execute(prompt, attempt, timeout)
+
+    async def on_error(self, *args: Any) -> Any:
+        await self.do("on_error")
+
+    async def cleanup(self) -> None:
+        await self.do("cleanup")
+
+    async def before_process(self, work_item: Item) -> Item:
+        await self.do("before_process")
+        return work_item
+
+    async def after_process(self, result: Any) -> Any:
+        await self.do("after_process")
+        return result
+
+    async def on_event(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
+        if event is ProcessingEvent.ITEM_COMPLETED:
+            await self.do("on_event")
+
+    async def on_rate_limit(self, worker_id: int, consecutive_limit_count: int) -> float:
+        await self.do("on_rate_limit")
+        return 0.0
+
+    def should_apply_slow_start(self, items_since_resume: int) -> tuple[bool, float]:
+        return False, 0.0
+
+    async def post_process(self, result: WorkItemResult[Any, Any]) -> None:
+        await self.do("post_processor")
+
+    async def progress(self, completed: int, total: int, item_id: str) -> None:
+        await self.do("progress_callback")
+
+
+def acting_in(hook: str, act: Callable[[], Any]) -> tuple[Processor, Provider]:
+    """A processor and a provider; each hook is reached, and one of them acts."""
+    acting = Acting(hook, act)
+    processor = Processor(
+        config=settings(2, progress_interval=1),
+        middlewares=[acting],
+        observers=[acting],
+        post_processor=acting.post_process,
+        rate_limit_strategy=acting,
+        progress_callback=acting.progress,
+    )
+    return processor, acting
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_cleanup_from_inside_a_hook(hook: str) -> None:
+    async def act() -> None:
+        await processor.cleanup()
+
+    processor, provider = acting_in(hook, act)
+    result = await run_with(processor, *items(provider, 10))
+    assert now() <= 2.0 or hook == "cleanup"
+    assert result.total_items <= 10
+    assert (await processor.process_all()).total_items == 0
+    await asyncio.sleep(0)
+    assert other_tasks() == set()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_what_ends_the_program_comes_out_of_the_run(
+    hook: str, error: type[BaseException]
+) -> None:
+    async def act() -> None:
+        raise error
+
+    processor, provider = acting_in(hook, act)
+    with pytest.raises(error):
+        await run_with(processor, *items(provider, 10))
+    assert other_tasks() == set()
+    other = Provider()
+    processor.middlewares.clear()
+    if hook not in ("post_processor", "on_event", "progress_callback"):
+        assert (await run_with(processor, *items(other, 3))).succeeded == 3
+
+
+async def test_an_interrupt_in_the_cleanup_of_an_items_own_strategy() -> None:
+    class Interrupting(Provider):
+        async def cleanup(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await run(*items(Interrupting()), *items(Provider(seconds=100.0)), config=settings(2))
+    assert now() == 0.0
+
+
+@pytest.mark.parametrize("event", list(ProcessingEvent), ids=lambda event: event.value)
+async def test_an_interrupt_on_any_event(event: ProcessingEvent) -> None:
+    class Interrupting(BaseObserver):
+        async def on_event(self, seen: ProcessingEvent, data: dict[str, Any]) -> None:
+            if seen is event:
+                raise KeyboardInterrupt
+
+    processor = Processor(config=settings(), observers=[Interrupting()])
+    steps = [Refused(1), ValueError("permanent")]
+    with pytest.raises(KeyboardInterrupt):
+        await run_with(processor, *items(Provider(script(*steps)), 3))
+    assert other_tasks() == set()
+
+
+@pytest.mark.parametrize("when", ["classify", "slow start", "slow start of a waiting call"])
+async def test_an_interrupt_where_the_engine_decides(when: str) -> None:
+    class Strategy(FixedDelayStrategy):
+        def should_apply_slow_start(self, items_since_resume: int) -> tuple[bool, float]:
+            raise KeyboardInterrupt
+
+    class Classifier:
+        def classify(self, exception: Exception) -> Any:
+            raise KeyboardInterrupt
+
+    options: Any = {"rate_limit_strategy": Strategy(0.0 if when == "slow start" else 1.0)}
+    if when == "classify":
+        options = {"error_classifier": Classifier()}
+    with pytest.raises(KeyboardInterrupt):
+        await run(*items(Provider(script(Refused())), 3), config=settings(2), **options)
+    assert other_tasks() == set()
+
+
+async def test_two_runs_at_once_are_refused() -> None:
+    async with Processor(config=settings()) as processor:
+        running = await start(processor, *items(Provider(seconds=1.0)))
+        with pytest.raises(RuntimeError, match="already running"):
+            await processor.process_all()
+        assert (await running).succeeded == 1
+
+
+async def test_a_second_run_brings_only_its_own() -> None:
+    provider = Provider()
+    async with Processor(config=settings(2)) as processor:
+        first = await run_with(processor, *items(provider, 3))
+        kept = list(first.results)
+        second = await run_with(processor, *items(provider, 2))
+        stats = await processor.get_stats()
+    assert (first.total_items, second.total_items, stats["processed"]) == (3, 2, 2)
+    assert first.results == kept
+    assert first.results is not second.results
+
+
+def test_a_processor_may_be_used_on_one_loop_after_the_other() -> None:
+    processor = Processor(config=settings(2, max_requests_per_minute=6000))
+    provider = Provider(script(Refused(0.01)))
+
+    async def use() -> int:
+        async with processor:
+            return (await run_with(processor, *items(provider, 3))).succeeded
+
+    assert [asyncio.run(use()), asyncio.run(use())] == [3, 3]
+
+
+async def test_async_with_suppresses_nothing() -> None:
+    processor = Processor(config=settings())
+
+    async def fail() -> None:
+        async with processor:
+            await start(processor, *items(Provider(seconds=100.0)))
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        await fail()
+    await asyncio.sleep(0)
+    assert other_tasks() == set()
+
+
+def workers() -> list[asyncio.Task[Any]]:
+    return [task for task in other_tasks() if task.get_name().startswith("batch_llm worker")]
+
+
+@pytest.mark.parametrize(
+    "moment", [moment for moment in MOMENTS if moment not in ("cooldown", "on_rate_limit")]
+)
+async def test_a_worker_that_somebody_cancels_is_replaced(moment: str) -> None:
+    processor, provider = stuck_at(moment)
+    running = await start(processor, *items(provider, 3))
+    await asyncio.sleep(10.0)
+    for task in workers():
+        task.cancel()
+    result = await running
+    assert sorted(entry.item_id for entry in result.results) == ["0", "1", "2"]
+    cancelled = [entry for entry in result.results if not entry.success]
+    assert {entry.error for entry in cancelled} <= {
+        "CancelledError: the worker's task was cancelled"
+    }
+    stats = await processor.get_stats()
+    assert stats["processed"] == 3
+    assert other_tasks() == set()
+
+
+async def test_a_worker_that_is_cancelled_while_a_strategy_cleans_up() -> None:
+    provider = Hooked("cleanup")
+    async with Processor(config=settings(2)) as processor:
+        running = await start(processor, *items(provider), *items(Provider(seconds=10.0)))
+        await asyncio.sleep(1.0)
+        for task in workers():
+            if task.get_name().endswith("0"):
+                task.cancel()
+        assert outputs(await running) == ["ok", "ok"]
+    assert now() == 10.0
+    assert provider.cleaned == [0.0]
+
+
+async def test_workers_that_are_cancelled_before_they_begin() -> None:
+    provider = Provider()
+    async with Processor(config=settings(3)) as processor:
+        for item in items(provider, 5):
+            await processor.add_work(item)
+        running = asyncio.create_task(processor.process_all())
+        await asyncio.sleep(0)
+        assert len(workers()) == 3
+        for task in workers():
+            task.cancel()
+        assert (await running).succeeded == 5
+
+
+async def test_a_worker_that_is_cancelled_while_it_takes_over() -> None:
+    async def slow(result: WorkItemResult[Any, Any]) -> None:
+        await asyncio.sleep(50.0)
+
+    provider = Provider(seconds=10.0)
+    async with Processor(config=settings(), post_processor=slow) as processor:
+        running = await start(processor, *items(provider, 2))
+        for _ in range(3):
+            await asyncio.sleep(1.0)
+            for task in workers():
+                task.cancel()
+        result = await running
+        stats = await processor.get_stats()
+    assert [entry.item_id for entry in result.results] == ["0", "1"]
+    assert stats["processed"] == 2
+
+
+async def test_idle_workers_that_are_cancelled_are_replaced() -> None:
+    busy, quick = Provider(seconds=10.0), Provider()
+    async with Processor(config=settings(3)) as processor:
+        running = await start(processor, *items(busy))
+        await asyncio.sleep(1.0)
+        [busy_one] = [task for task in workers() if task.get_name().endswith("0")]
+        for task in set(workers()) - {busy_one}:
+            task.cancel()
+        await asyncio.sleep(1.0)
+        await processor.add_work(*items(quick))
+        assert (await running).succeeded == 2
+    assert quick.instants == [2.0]
+
+
+async def test_a_worker_that_cancels_itself_loses_no_item() -> None:
+    async def answer(call: Call) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if call.prompt == "prompt 0":
+            await asyncio.sleep(5.0)
+        return call.prompt
+
+    result = await run(*items(Provider(answer), 4), config=settings(2))
+    assert sorted(entry.item_id for entry in result.results) == ["0", "1", "2", "3"]
+
+
+async def test_a_prepare_task_that_somebody_cancels() -> None:
+    provider = Hooked("prepare")
+    processor = Processor(config=settings(2))
+    running = await start(processor, *items(provider, 3))
+    await asyncio.sleep(1.0)
+    for task in other_tasks():
+        if task.get_name() == "Hooked.prepare":
+            task.cancel()
+    result = await running
+    assert result.total_items == 3
+
+
+async def test_a_bug_of_our_own_comes_out_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    processor = Processor(config=settings())
+    monkeypatch.setattr(processor._lifecycle, "entry_of", lambda strategy: 1 / 0)
+    monkeypatch.setattr(processor._lifecycle, "expect", lambda strategy: None)
+    with pytest.raises(ZeroDivisionError):
+        await run_with(processor, *items(Provider()))
+    assert [record.levelno for record in caplog.records] == [logging.CRITICAL]
+    assert other_tasks() == set()
+
+
+async def test_a_stream_holds_a_few_results_only() -> None:
+    provider = Provider()
+    async with Processor(config=settings(2)) as processor:
+        for item in items(provider, 200):
+            await processor.add_work(item)
+        stream = processor._stream()
+        seen = [await anext(stream)]
+        await asyncio.sleep(1000.0)
+        assert len(provider.calls) < 50
+        seen += [result async for result in stream]
+    assert len(seen) == len(provider.calls) == 200
+
+
+async def test_a_stream_that_is_closed_early_ends_the_run() -> None:
+    provider = Provider(seconds=1.0)
+    async with Processor(config=settings(2)) as processor:
+        for item in items(provider, 20):
+            await processor.add_work(item)
+        stream = processor._stream()
+        await anext(stream)
+        await stream.aclose()
+        await asyncio.sleep(0)
+        assert now() == 1.0
+        assert other_tasks() == set()
+        assert (await processor.process_all()).total_items == 0
+    assert provider.cleaned == [1.0]
+
+
+async def test_a_stream_that_is_forgotten_ends_the_run() -> None:
+    provider = Provider(seconds=1.0)
+    processor = Processor(config=settings(2))
+    for item in items(provider, 20):
+        await processor.add_work(item)
+    stream = processor._stream()
+    await anext(stream)
+    del stream
+    gc.collect()
+    await asyncio.sleep(0.5)
+    assert other_tasks() == set()
+    assert (await run_with(processor, *items(Provider(), 2))).succeeded == 2
+
+
+async def test_a_stream_with_a_full_outbox_can_be_cleaned_up() -> None:
+    provider = Provider()
+    processor = Processor(config=settings(2))
+    for item in items(provider, 200):
+        await processor.add_work(item)
+    stream = processor._stream()
+    await anext(stream)
+    await asyncio.sleep(1.0)
+    await processor.cleanup()
+    rest = [result async for result in stream]
+    assert len(rest) == len(provider.calls) - 1 < 50
+    assert other_tasks() == set()
+
+
+async def test_an_item_alone() -> None:
+    provider = Provider()
+    async with Processor(config=settings()) as processor:
+        [item] = items(provider)
+        assert (await processor._process_item(item)).output == "ok"
+        assert now() == 0.0
+    assert len(provider.prepared) == len(provider.cleaned) == 1
+
+
+async def test_the_workers_door_kept_for_subclasses() -> None:
+    provider = Provider()
+    async with Processor(config=settings()) as processor:
+        for item in items(provider, 3):
+            await processor.add_work(item)
+        await processor._worker(0)
+        assert outputs(BatchResult(processor._results)) == ["ok"] * 3
