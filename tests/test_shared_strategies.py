@@ -181,7 +181,7 @@ async def test_a_prepare_that_fails_for_good_fails_every_item() -> None:
     failed = [entry for entry in result.results if not entry.success]
     assert {entry.error for entry in failed} == {"ConnectionError: last"}
     assert all(entry.exception is failures[2] for entry in failed)
-    assert [entry.attempts for entry in failed] == [1] * 20
+    assert [entry.attempts for entry in failed] == [0] * 20
     assert len(failed) == len(recorder.of(ProcessingEvent.ITEM_FAILED)) == 20
     assert result.succeeded == 2
     assert len(provider.tries) == 3
@@ -469,12 +469,14 @@ async def test_nothing_is_kept_of_a_finished_strategy() -> None:
 async def test_what_waits_for_the_next_run_is_not_cleaned_up() -> None:
     """An item that comes while a run is ending stays for the next."""
     first = Closing(seconds=5.0)
-    second = Provider()
+    second, third = Provider(), Provider(seconds=10.0)
     async with Processor(config=settings()) as processor:
         running = await start(processor, *items(first, 2))
         await asyncio.sleep(1.0)
         assert not running.done()
         await processor.add_work(*items(second))
+        await processor.add_work(*items(third))
         assert (await running).total_items == 2
-        assert (await processor.process_all()).total_items == 1
-    assert len(second.prepared) == len(second.cleaned) == 1
+        assert (await processor.process_all()).total_items == 2
+    assert second.prepared == second.cleaned == [5.0]
+    assert third.cleaned == [15.0]

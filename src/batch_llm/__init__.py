@@ -31,6 +31,7 @@ from batch_llm.observers import (
 from batch_llm.parallel import ParallelBatchProcessor
 from batch_llm.strategies import (
     BatchLLMError,
+    CacheUnavailableError,
     DefaultErrorClassifier,
     EmptyResponseError,
     ErrorClassifier,
@@ -56,6 +57,7 @@ __all__ = [
     "BatchLLMError",
     "BatchProcessor",
     "BatchResult",
+    "CacheUnavailableError",
     "DefaultErrorClassifier",
     "EmptyResponseError",
     "ErrorClassifier",

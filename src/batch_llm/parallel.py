@@ -62,7 +62,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         timeout_per_item: Seconds of one attempt; overrides the config's.
         rate_limit_cooldown: Seconds of the first cooldown; overrides the config's.
         config: All settings. It is never changed; overrides go into a copy.
-        error_classifier: Knows what the provider's errors mean.
+        error_classifier: Knows what the provider's errors mean; by default the one that the
+            strategy brings, or a DefaultErrorClassifier.
         rate_limit_strategy: Decides about cooldowns; by default made from
             ``config.rate_limit``.
         middlewares: May change items and results.
@@ -95,6 +96,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             progress_callback,
             self.config.progress_callback_timeout,
         )
+        self._given_classifier = error_classifier
         self.error_classifier = (
             DefaultErrorClassifier() if error_classifier is None else error_classifier
         )
@@ -141,7 +143,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             hook_seconds=seconds,
         )
         self._recovery = Recovery(
-            self.error_classifier,
+            self._given_classifier,
             RetryPolicy(config.retry, config.rate_limit),
             gate=self._gate,
             events=self._events,
@@ -241,7 +243,11 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         runner = ItemRunner(
             gate=self._gate,
             attempts=Attempts(
-                self._gate, self._deadlines, self._recovery.classify, dry_run=config.dry_run
+                self._gate,
+                self._deadlines,
+                self._recovery.classify,
+                dry_run=config.dry_run,
+                detailed=config.enable_detailed_logging,
             ),
             recovery=self._recovery,
             lifecycle=self._lifecycle,

@@ -89,6 +89,13 @@ async def test_a_pause_and_what_it_was_for_are_shown(stream: type[io.StringIO]) 
     assert "2 of 8  0.1/s  1 min 39 s left  1 failed  429s: 1" in shown[-1]
 
 
+async def test_a_terminal_shows_a_pause_at_once() -> None:
+    terminal = Terminal()
+    pause = (0.0, Event.COOLDOWN_STARTED, {"duration": 0.5})
+    await play(ProgressLine(terminal), started(8), answered(1.0), pause)
+    assert terminal.getvalue().endswith("1 of 8  1.0/s  pausing 0.5 s")
+
+
 @pytest.mark.parametrize(
     ("stream", "erased"), [(io.StringIO, ""), (Terminal, "\r\x1b[K")], ids=["log", "terminal"]
 )

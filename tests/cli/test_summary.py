@@ -94,6 +94,14 @@ No real model was asked. For real answers: GEMINI_API_KEY=... and --live."""
     )
 
 
+def test_the_example_is_the_first_book_of_the_list() -> None:
+    late, early = answered(10), answered(2)
+    late.context = Book("10", "Zuleika Dobson", "Max Beerbohm", "1911", "eng")
+    text = summarize(report(late, early))
+    assert "Emma" in text
+    assert "Zuleika" not in text
+
+
 def test_a_live_run_names_its_cache_and_no_emulator() -> None:
     text = summarize(report(answered(1), answered(2), api_key="a key"))
     assert text.endswith("\ncachedContents/a stays for the next run, 59 min 0 s left.")

@@ -37,6 +37,15 @@ def name(path: Path) -> str:
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 
 
+def _without_keys() -> dict[str, str]:
+    """A developer's environment, less what would let an example spend money."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OPENAI_", "ANTHROPIC_", "PYDANTIC_AI_", "GOOGLE_", "GEMINI_"))
+    }
+
+
 async def run_with_emulator(*command: str | Path, folder: Path) -> None:
     """Run a Python program in an empty folder; whatever it says when it fails is shown."""
     async with GeminiEmulator() as emulator:
@@ -45,7 +54,7 @@ async def run_with_emulator(*command: str | Path, folder: Path) -> None:
             *WARNINGS_ARE_ERRORS,
             *command,
             cwd=folder,
-            env=os.environ
+            env=_without_keys()
             | {"GEMINI_API_KEY": "emulated", "GOOGLE_GEMINI_BASE_URL": emulator.base_url},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -98,8 +98,28 @@ async def test_first_come_first_served() -> None:
     assert [call.prompt for call in provider.calls] == [f"prompt {n}" for n in range(40)]
 
 
-async def test_a_newcomer_does_not_overtake() -> None:
-    """At the very instant at which a call may go out, the one that waits for it goes."""
+async def test_a_newcomer_does_not_overtake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that lags lets a newcomer ask before it has woken the one who waits."""
+    limiter = Processor(config=paced(60))._proactive_rate_limiter
+    assert limiter is not None
+    await limiter.acquire()
+    let_out: list[str] = []
+
+    async def ask(name: str) -> None:
+        await limiter.acquire()
+        let_out.append(name)
+
+    waiting = asyncio.create_task(ask("first"))
+    await asyncio.sleep(0.5)
+    with monkeypatch.context() as lagging:
+        lagging.setattr(asyncio.get_running_loop(), "time", lambda: 1.5)
+        newcomer = asyncio.create_task(ask("newcomer"))
+        await asyncio.sleep(0)
+    await asyncio.gather(waiting, newcomer)
+    assert let_out == ["first", "newcomer"]
+
+
+async def test_a_call_from_outside_waits_its_turn_and_outlives_the_run() -> None:
     provider = Provider()
     async with Processor(config=paced(60, 5)) as processor:
         running = await start(processor, *items(provider, 3))

@@ -140,10 +140,13 @@ async def test_a_wild_run(
         running = await start(processor, *work[: queue or count])
         results = []
         for item in work[queue or count :]:
-            if running.done():
+            try:
+                await processor.add_work(item)
+            except RuntimeError:
+                # The queue is full, and the run that would have emptied it is over.
                 results += (await running).results
                 running = await start(processor)
-            await processor.add_work(item)
+                await processor.add_work(item)
         results += (await running).results
         results += (await processor.process_all()).results
     await asyncio.sleep(1000.0)

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Awaitable, Callable
 from types import CoroutineType
 from typing import Any, cast
@@ -13,6 +14,8 @@ from batch_llm._engine.tasks import FATAL
 from batch_llm._engine.worker import Worker
 from batch_llm.llm_strategies.base import LLMCallStrategy
 from batch_llm.strategies.errors import ErrorInfo, FrameworkTimeoutError, StrategyContractError
+
+_log = logging.getLogger(__name__)
 
 
 class Attempts:
@@ -26,20 +29,23 @@ class Attempts:
         deadlines: Bounds each call from then on.
         classify: Says what kind of failure an error is.
         dry_run: Whether strategies are to pretend.
+        detailed: Whether answers are logged too, beside the failures.
     """
 
     def __init__(
         self,
         gate: Gate,
         deadlines: Deadlines,
-        classify: Callable[[BaseException], ErrorInfo],
+        classify: Callable[[BaseException, object], ErrorInfo],
         *,
         dry_run: bool,
+        detailed: bool,
     ) -> None:
         self._gate = gate
         self._deadlines = deadlines
         self._classify = classify
         self.dry_run = dry_run
+        self._detailed = detailed
 
     def begin(self, journal: Journal, worker: Worker) -> Awaitable[Any]:
         """Make the call and start its time.
@@ -86,15 +92,19 @@ class Attempts:
             self._gate.consecutive = 0
             journal.output, usage = returned
             journal.bill(usage)
+            if self._detailed:
+                item_id = journal.item.item_id
+                _log.debug("item %s: attempt %s: answer, %s", item_id, journal.attempt, usage)
             return None
         if error is None:
-            error = _wrong_shape(journal.item.strategy, returned)
+            method = "dry_run" if self.dry_run else "execute"
+            error = _wrong_shape(f"{type(journal.item.strategy).__name__}.{method}", returned)
         elif _is_for(worker, error):
             raise error
         elif timed_out and isinstance(error, asyncio.CancelledError):
             error = _timeout(journal.item.strategy, self._deadlines.seconds)
         journal.bill_failure(error)
-        return Failure(error, self._classify(error))
+        return Failure(error, self._classify(error, journal.item.strategy))
 
 
 def _pretend(strategy: Any, prompt: str) -> Awaitable[Any]:
@@ -116,12 +126,12 @@ def _timeout(strategy: object, seconds: float) -> FrameworkTimeoutError:
     )
 
 
-def _wrong_shape(strategy: object, returned: Any) -> StrategyContractError:
+def _wrong_shape(what: str, returned: Any) -> StrategyContractError:
     got = type(returned).__name__
     if isinstance(returned, tuple):
         got += f" of {len(cast('tuple[Any, ...]', returned))}"
     return StrategyContractError(
-        f"{type(strategy).__name__}.execute returned a {got}; it must return the tuple "
+        f"{what} returned a {got}; it must return the tuple "
         "(output, token_usage), such as (text, {'input_tokens': 10, 'output_tokens': 5}) or "
         "(text, {}). No further call is made with this strategy in this run",
         returned=returned,

@@ -59,7 +59,8 @@ def _is_plainly_sync(execute: Any) -> bool:
     if not inspect.isroutine(execute) or inspect.isbuiltin(execute):
         return False
     function = inspect.unwrap(execute)
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) or function.__name__ != "execute":
+        # Under another name it is a wrapper, which may well give an awaitable.
         return False
     returns = getattr(function, "__annotations__", {}).get("return")
     if isinstance(returns, str):

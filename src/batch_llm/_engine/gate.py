@@ -74,11 +74,7 @@ class Gate:
         turn = loop.create_future()
         self._waiting.append(turn)
         self._advance()
-        try:
-            await turn
-        finally:
-            if turn.cancelled():
-                self._advance()
+        await turn
         # A cooldown may have begun between the turn and this wake-up.
         return self.epoch if self.resumed.is_set() else await self.acquire()
 

@@ -47,7 +47,7 @@ class ItemRunner:
         entry = self.lifecycle.entry_of(journal.item.strategy)
         if not (entry.prepared or self.attempts.dry_run):
             await self.lifecycle.prepare(entry, journal)
-        journal.attempt = 1
+        journal.attempt = 1 if entry.failure is None else 0
         while (failure := entry.failure) is None:
             if not (self.gate.wide_open or self.attempts.dry_run):
                 await self.gate.acquire()
@@ -87,6 +87,8 @@ class ItemRunner:
                 result = await self.hooks.after(result)
             elif isinstance(failure, Failure):
                 result = await self.hooks.recover(journal.item, failure.error) or result
+                if not (result.success or result.exception):
+                    result.exception = failure.error
             if not result.token_usage:
                 result.token_usage = journal.usage
         self._take_down(journal, result)
@@ -99,7 +101,8 @@ class ItemRunner:
     async def take_over(self, journal: Journal, error: BaseException) -> WorkItemResult[Any, Any]:
         """Conclude an item whose worker is gone, from wherever that worker left off."""
         if journal.result is None:
-            return await self.conclude(journal, Failure(error, self.recovery.classify(error)))
+            info = self.recovery.classify(error, journal.item.strategy)
+            return await self.conclude(journal, Failure(error, info))
         if not journal.released and (last_of := self._leave(journal)) is not None:
             await self.lifecycle.retire(last_of)
         return journal.result
@@ -163,9 +166,10 @@ class ItemRunner:
         stats.failed += 1
         # A str, unless middleware thought otherwise.
         kind = str(result.error or "unknown").split(":", 1)[0]
+        error_type = kind if result.exception is None else type(result.exception).__name__
         stats.error_counts[kind] = stats.error_counts.get(kind, 0) + 1
         if self.events.watched:
-            error_type = "Skipped" if result.error == SKIPPED else kind
+            error_type = "Skipped" if result.error == SKIPPED else error_type
             self.events.emit(
                 ProcessingEvent.ITEM_FAILED, item_id=result.item_id, error_type=error_type
             )

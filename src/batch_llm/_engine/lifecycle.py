@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from batch_llm._engine.gate import Gate
 from batch_llm._engine.journal import Failure, Journal
 from batch_llm._engine.recovery import Recovery
-from batch_llm._engine.tasks import Settled, Tasks, settle
+from batch_llm._engine.tasks import FATAL, Settled, Tasks, settle
 from batch_llm.base import LLMWorkItem
 
 _log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class Lifecycle:
             if settled.error is None:
                 entry.prepared = True
                 return
-            failure = Failure(settled.error, self._recovery.classify(settled.error))
+            failure = Failure(settled.error, self._recovery.classify(settled.error, entry.strategy))
             await self._recovery.pause_if_rate_limited(trial, failure.info)
             if not await self._recovery.again(trial, failure):
                 entry.failure = failure
@@ -143,25 +142,28 @@ class Lifecycle:
         Raises:
             KeyboardInterrupt: A cleanup raised it, likewise SystemExit; the others are done.
         """
-        used = [entry for entry in self._entries.values() if entry.used]
-        ends = await asyncio.gather(*[settle(partial(self._clean_up, entry)) for entry in used])
-        self._entries.clear()
-        self._idle.clear()
-        for item in queue:
-            self.expect(item.strategy)
-        for end in ends:
-            if end.error is not None:
-                raise end.error
+        try:
+            await self._clean_up(*self._entries.values())
+        finally:
+            self._entries.clear()
+            self._idle.clear()
+            for item in queue:
+                self.expect(item.strategy)
 
-    async def _clean_up(self, entry: Entry) -> None:
-        self._entries.pop(id(entry.strategy), None)
-        self._idle.pop(id(entry.strategy), None)
-        cleanup = getattr(entry.strategy, "cleanup", None)
-        if not entry.used or cleanup is None:
-            return
-        entry.used = False
-        name = f"{type(entry.strategy).__name__}.cleanup"
-        settled = await self._tasks.bounded(cleanup, seconds=self._seconds, what=name)
-        if settled.error is not None:
-            _log.error("%s failed with %s", name, type(settled.error).__name__)
-            _log.debug("%s failed", name, exc_info=settled.error)
+    async def _clean_up(self, *entries: Entry) -> None:
+        calls: list[tuple[str, Callable[[], Any]]] = []
+        for entry in entries:
+            self._entries.pop(id(entry.strategy), None)
+            self._idle.pop(id(entry.strategy), None)
+            cleanup = getattr(entry.strategy, "cleanup", None)
+            if entry.used and cleanup is not None:
+                calls.append((f"{type(entry.strategy).__name__}.cleanup", cleanup))
+            entry.used = False
+        errors = [end.error for end in await self._tasks.bounded_all(calls, seconds=self._seconds)]
+        for (name, _), error in zip(calls, errors, strict=True):
+            if error is not None:
+                _log.error("%s failed with %s", name, type(error).__name__)
+                _log.debug("%s failed", name, exc_info=error)
+        for error in errors:
+            if isinstance(error, FATAL):
+                raise error

@@ -22,6 +22,7 @@ from batch_llm.strategies.retry import RetryPolicy, Verdict
 
 _log = logging.getLogger(__name__)
 
+_DEFAULT = DefaultErrorClassifier()
 _UNKNOWN = ErrorInfo(True, False, False, "unknown")
 
 
@@ -29,7 +30,8 @@ class Recovery:
     """Classifies failures and carries out what the policies decide.
 
     Args:
-        classifier: Knows what an error means.
+        classifier: Knows what an error means; None leaves it to the strategy's own, and
+            where it has none, to the default.
         policy: Decides about retries.
         gate: Pauses everybody after a rate limit.
         events: Told of rate limits.
@@ -38,7 +40,7 @@ class Recovery:
 
     def __init__(
         self,
-        classifier: ErrorClassifier,
+        classifier: ErrorClassifier | None,
         policy: RetryPolicy,
         *,
         gate: Gate,
@@ -51,20 +53,18 @@ class Recovery:
         self._events = events
         self._stats = stats
 
-    def classify(self, error: BaseException) -> ErrorInfo:
+    def classify(self, error: BaseException, strategy: object) -> ErrorInfo:
         """What kind of failure it is; a classifier that fails itself is passed over."""
         if not isinstance(error, Exception):
             return _UNKNOWN
-        for classifier in (self._classifier, DefaultErrorClassifier()):
+        for classifier in (self._classifier or _own_classifier(strategy), _DEFAULT):
             try:
-                info = _error_info_of(classifier.classify(error))
+                return _error_info_of(classifier.classify(error))
             except FATAL:
                 raise
             except BaseException as broken:
                 _log.error("the classifier failed with %s", type(broken).__name__)
                 _log.debug("the classifier failed", exc_info=broken)
-            else:
-                return info
         return _UNKNOWN
 
     async def again(self, journal: Journal, failure: Failure) -> bool:
@@ -104,6 +104,8 @@ class Recovery:
         if not info.is_rate_limit:
             return
         journal.rate_limits += 1
+        if info.message:
+            _log.warning("item %s: rate limited: %s", journal.item.item_id, info.message)
         self._stats().rate_limit_count += 1
         if self._events.watched:
             self._events.emit(
@@ -116,10 +118,15 @@ class Recovery:
         )
 
 
+def _own_classifier(strategy: object) -> ErrorClassifier:
+    own = getattr(strategy, "error_classifier", None)
+    return own if isinstance(own, ErrorClassifier) else _DEFAULT
+
+
 def _too_many_rate_limits(journal: Journal, error: BaseException) -> RateLimitExceededError:
     exceeded = RateLimitExceededError(
-        f"rate limited {journal.rate_limits} times, the last time with {describe(error)}; raise "
-        "RateLimitConfig.max_rate_limits_per_item, lower max_workers or "
+        f"rate limited {journal.rate_limits} times, the last time with {describe(error)[:300]}; "
+        "raise RateLimitConfig.max_rate_limits_per_item, lower max_workers or "
         "max_requests_per_minute, or ask the provider for more quota"
     )
     exceeded.__cause__ = error

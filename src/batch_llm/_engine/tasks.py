@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,38 +70,53 @@ class Tasks:
             KeyboardInterrupt: The code raised it.
             SystemExit: The code raised it.
         """
-        task = self.spawn(settle(call), name=what)
-        try:
-            await asyncio.wait((task,), timeout=seconds)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        if not task.done():
-            await self._end(task, what)
-            error = FrameworkTimeoutError(f"timeout: {what} took longer than {seconds} s")
-            return Settled(error=error)
-        settled: Settled = task.result()
+        [settled] = await self.bounded_all([(what, call)], seconds=seconds)
         if isinstance(settled.error, FATAL):
             raise settled.error
         return settled
 
-    async def _end(self, task: asyncio.Task[Any], what: str) -> None:
-        task.cancel()
-        await asyncio.wait((task,), timeout=GRACE_SECONDS)
-        if not task.done():
-            _log.error("%s ignores its cancellation and is left behind", what)
+    async def bounded_all(
+        self, calls: Sequence[tuple[str, Callable[[], Any]]], *, seconds: float | None
+    ) -> list[Settled]:
+        """Run several at once, each named, all within the one deadline."""
+        tasks = [self.spawn(settle(call), name=what) for what, call in calls]
+        if not tasks:
+            return []
+        try:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+            raise
+        if late:
+            await _end(late)
+        return [_too_late(task, seconds) if task in late else task.result() for task in tasks]
 
-    def cancel(self) -> set[asyncio.Task[Any]]:
-        """Cancel every task but the current one, and give those that were cancelled."""
-        current = asyncio.current_task()
-        ending = {task for task in self._alive if task is not current}
-        for task in ending:
+    def cancel(self) -> None:
+        """Cancel every task but the current one."""
+        for task in self._others():
             task.cancel()
-        return ending
 
     async def stop(self) -> None:
         """Cancel every task and wait until it has ended, at most for the grace."""
-        if ending := self.cancel():
-            _, stuck = await asyncio.wait(ending, timeout=GRACE_SECONDS)
-            for task in stuck:
-                _log.error("%s ignores its cancellation and is left behind", task.get_name())
+        if ending := self._others():
+            await _end(ending)
+
+    def _others(self) -> set[asyncio.Task[Any]]:
+        current = asyncio.current_task()
+        return {task for task in self._alive if task is not current}
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait for them for the grace."""
+    for task in tasks:
+        task.cancel()
+    _, stuck = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
+    for task in stuck:
+        _log.error("%s ignores its cancellation and is left behind", task.get_name())
+
+
+def _too_late(task: asyncio.Task[Any], seconds: float | None) -> Settled:
+    return Settled(
+        error=FrameworkTimeoutError(f"timeout: {task.get_name()} took longer than {seconds} s")
+    )

@@ -164,7 +164,8 @@ class ProcessorConfig:
         progress_interval: Finished items between two calls of the progress callback.
         progress_callback_timeout: Seconds until a progress callback is cancelled;
             None means never.
-        enable_detailed_logging: Log each attempt at DEBUG.
+        enable_detailed_logging: Log answers at DEBUG too, with their tokens; failed attempts
+            are logged there in any case.
         max_queue_size: Items that may wait for a worker; 0 means any number.
         dry_run: Call ``strategy.dry_run`` instead of ``prepare`` and ``execute``.
     """

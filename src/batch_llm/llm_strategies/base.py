@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic
 
 from batch_llm.base import TokenUsage, TOutput
+from batch_llm.strategies.errors import ErrorClassifier
 
 
 class LLMCallStrategy(ABC, Generic[TOutput]):
@@ -11,7 +12,13 @@ class LLMCallStrategy(ABC, Generic[TOutput]):
 
     One instance may be shared by any number of items; then ``prepare`` and ``cleanup``
     run once for all of them, and ``execute`` runs concurrently.
+
+    Attributes:
+        error_classifier: Knows the errors of the strategy's provider; consulted where the
+            processor was given no classifier.
     """
+
+    error_classifier: ErrorClassifier | None = None
 
     async def prepare(self) -> None:
         """Get ready: runs once per run, before the first ``execute``."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic
 
 from batch_llm.base import TokenUsage, TOutput
+from batch_llm.classifiers.gemini import GeminiErrorClassifier
 from batch_llm.llm_strategies._gemini_config import GeminiConfigs
 from batch_llm.llm_strategies._gemini_response import check_answer, usage_of
 from batch_llm.llm_strategies.base import LLMCallStrategy
@@ -27,6 +28,8 @@ class GeminiStrategy(LLMCallStrategy[TOutput], Generic[TOutput]):
         TypeError: What was passed is no client, no function, or no config.
         pydantic.ValidationError: The dict is no config.
     """
+
+    error_classifier = GeminiErrorClassifier()
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import re
 # "quotation" and "record 14290" are no rate limits: words count at word boundaries, and
 # a bare number only where a status stands.
 _RATE_LIMIT = re.compile(
-    r"(?:^|\b(?:http|status|code|error)\W{0,3}(?:code\W{0,3})?)429\b"
+    r"(?:^|\(|\b(?:http|status|code|error|returned|got)\W{0,3}(?:code\W{0,3})?)429\b"
     r"|(?<![a-z])resource[ _]exhausted(?![a-z])"
     r"|(?<![a-z])quotas?(?![a-z])"
     r"|(?<![a-z])rate[ _-]?limit"

@@ -1,0 +1,199 @@
+"""Workers that somebody cancels, and results that nobody takes."""
+
+import asyncio
+import gc
+import logging
+from typing import Any
+
+import pytest
+
+from batch_llm import (
+    WorkItemResult,
+)
+from tests.engine.moments import MOMENTS, Hooked, other_tasks, stuck_at
+from tests.engine.support import (
+    Call,
+    Processor,
+    Provider,
+    items,
+    now,
+    outputs,
+    run,
+    run_with,
+    settings,
+    start,
+)
+
+
+def workers() -> list[asyncio.Task[Any]]:
+    return [task for task in other_tasks() if task.get_name().startswith("batch_llm worker")]
+
+
+@pytest.mark.parametrize(
+    "moment", [moment for moment in MOMENTS if moment not in ("cooldown", "on_rate_limit")]
+)
+async def test_a_worker_that_somebody_cancels_is_replaced(moment: str) -> None:
+    processor, provider = stuck_at(moment)
+    running = await start(processor, *items(provider, 3))
+    await asyncio.sleep(10.0)
+    for task in workers():
+        task.cancel()
+    result = await running
+    assert sorted(entry.item_id for entry in result.results) == ["0", "1", "2"]
+    cancelled = [entry for entry in result.results if not entry.success]
+    assert {entry.error for entry in cancelled} <= {
+        "CancelledError: the worker's task was cancelled"
+    }
+    stats = await processor.get_stats()
+    assert stats["processed"] == 3
+    assert other_tasks() == set()
+
+
+async def test_a_worker_that_is_cancelled_while_a_strategy_cleans_up() -> None:
+    provider = Hooked("cleanup")
+    async with Processor(config=settings(2)) as processor:
+        running = await start(processor, *items(provider), *items(Provider(seconds=10.0)))
+        await asyncio.sleep(1.0)
+        for task in workers():
+            if task.get_name().endswith("0"):
+                task.cancel()
+        assert outputs(await running) == ["ok", "ok"]
+    assert now() == 10.0
+    assert provider.cleaned == [0.0]
+
+
+async def test_workers_that_are_cancelled_before_they_begin() -> None:
+    provider = Provider()
+    async with Processor(config=settings(3)) as processor:
+        for item in items(provider, 5):
+            await processor.add_work(item)
+        running = asyncio.create_task(processor.process_all())
+        await asyncio.sleep(0)
+        assert len(workers()) == 3
+        for task in workers():
+            task.cancel()
+        assert (await running).succeeded == 5
+
+
+async def test_a_worker_that_is_cancelled_while_it_takes_over() -> None:
+    async def slow(result: WorkItemResult[Any, Any]) -> None:
+        await asyncio.sleep(50.0)
+
+    provider = Provider(seconds=10.0)
+    async with Processor(config=settings(), post_processor=slow) as processor:
+        running = await start(processor, *items(provider, 2))
+        for _ in range(3):
+            await asyncio.sleep(1.0)
+            for task in workers():
+                task.cancel()
+        result = await running
+        stats = await processor.get_stats()
+    assert [entry.item_id for entry in result.results] == ["0", "1"]
+    assert stats["processed"] == 2
+
+
+async def test_idle_workers_that_are_cancelled_are_replaced() -> None:
+    busy, quick = Provider(seconds=10.0), Provider()
+    async with Processor(config=settings(3)) as processor:
+        running = await start(processor, *items(busy))
+        await asyncio.sleep(1.0)
+        [busy_one] = [task for task in workers() if task.get_name().endswith("0")]
+        for task in set(workers()) - {busy_one}:
+            task.cancel()
+        await asyncio.sleep(1.0)
+        await processor.add_work(*items(quick))
+        assert (await running).succeeded == 2
+    assert quick.instants == [2.0]
+
+
+async def test_a_worker_that_cancels_itself_loses_no_item() -> None:
+    async def answer(call: Call) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if call.prompt == "prompt 0":
+            await asyncio.sleep(5.0)
+        return call.prompt
+
+    result = await run(*items(Provider(answer), 4), config=settings(2))
+    assert sorted(entry.item_id for entry in result.results) == ["0", "1", "2", "3"]
+
+
+async def test_a_prepare_task_that_somebody_cancels() -> None:
+    provider = Hooked("prepare")
+    processor = Processor(config=settings(2))
+    running = await start(processor, *items(provider, 3))
+    await asyncio.sleep(1.0)
+    for task in other_tasks():
+        if task.get_name() == "Hooked.prepare":
+            task.cancel()
+    result = await running
+    assert result.total_items == 3
+
+
+async def test_a_bug_of_our_own_comes_out_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    processor = Processor(config=settings())
+    monkeypatch.setattr(processor._lifecycle, "entry_of", lambda strategy: 1 / 0)
+    monkeypatch.setattr(processor._lifecycle, "expect", lambda strategy: None)
+    with pytest.raises(ZeroDivisionError):
+        await run_with(processor, *items(Provider()))
+    assert [record.levelno for record in caplog.records] == [logging.CRITICAL]
+    assert other_tasks() == set()
+
+
+async def test_a_stream_holds_a_few_results_only() -> None:
+    provider = Provider()
+    async with Processor(config=settings(2)) as processor:
+        for item in items(provider, 200):
+            await processor.add_work(item)
+        stream = processor._stream()
+        seen = [await anext(stream)]
+        await asyncio.sleep(1000.0)
+        assert len(provider.calls) < 50
+        seen += [result async for result in stream]
+    assert len(seen) == len(provider.calls) == 200
+
+
+async def test_a_stream_that_is_closed_early_ends_the_run() -> None:
+    provider = Provider(seconds=1.0)
+    async with Processor(config=settings(2)) as processor:
+        for item in items(provider, 20):
+            await processor.add_work(item)
+        stream = processor._stream()
+        await anext(stream)
+        await stream.aclose()
+        await asyncio.sleep(0)
+        assert now() == 1.0
+        assert other_tasks() == set()
+        assert (await processor.process_all()).total_items == 0
+    assert provider.cleaned == [1.0]
+
+
+async def test_a_stream_that_is_forgotten_ends_the_run() -> None:
+    provider = Provider(seconds=1.0)
+    processor = Processor(config=settings(2))
+    for item in items(provider, 20):
+        await processor.add_work(item)
+    stream = processor._stream()
+    await anext(stream)
+    del stream
+    gc.collect()
+    await asyncio.sleep(0.5)
+    assert other_tasks() == set()
+    assert (await run_with(processor, *items(Provider(), 2))).succeeded == 2
+
+
+async def test_a_stream_with_a_full_outbox_can_be_cleaned_up() -> None:
+    provider = Provider()
+    processor = Processor(config=settings(2))
+    for item in items(provider, 200):
+        await processor.add_work(item)
+    stream = processor._stream()
+    await anext(stream)
+    await asyncio.sleep(1.0)
+    await processor.cleanup()
+    rest = [result async for result in stream]
+    assert len(rest) == len(provider.calls) - 1 < 50
+    assert other_tasks() == set()
