@@ -3,9 +3,9 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, cast
 
 if TYPE_CHECKING:
     from batch_llm.llm_strategies.base import LLMCallStrategy
@@ -93,6 +93,10 @@ class WorkItemResult(Generic[TOutput, TContext]):
     attempts: int = field(default=0, compare=False)
 
 
+def _get(usage: Any, key: str) -> object:
+    return cast("Mapping[str, object]", usage).get(key) if isinstance(usage, Mapping) else None
+
+
 PostProcessorFunc = Callable[[WorkItemResult[TOutput, TContext]], Awaitable[None] | None]
 """Gets each finished item's result, the very object that the run returns."""
 
@@ -118,17 +122,22 @@ class BatchResult(Generic[TOutput, TContext]):
     def __post_init__(self) -> None:
         """Count the results."""
         self.total_items = len(self.results)
-        self.succeeded = sum(1 for result in self.results if result.success)
+        self.succeeded = len([result for result in self.results if result.success])
         self.failed = self.total_items - self.succeeded
         self.total_input_tokens = self._sum("input_tokens")
         self.total_output_tokens = self._sum("output_tokens")
         self.total_cached_tokens = self._sum("cached_input_tokens")
 
     def _sum(self, key: str) -> int:
-        """A sum that a result made by the caller's code, whatever it holds, cannot break."""
         usages: list[Any] = [result.token_usage for result in self.results]
-        counts = [usage.get(key) for usage in usages if isinstance(usage, dict)]
-        return sum([tokens for tokens in counts if isinstance(tokens, int)])
+        try:
+            total: Any = sum([usage.get(key, 0) for usage in usages])
+        except (AttributeError, TypeError):
+            total = None
+        if isinstance(total, int):
+            return total
+        # A result that the caller's code made may hold anything.
+        return sum([count for usage in usages if isinstance(count := _get(usage, key), int)])
 
     def _all_input_tokens(self) -> int:
         """Input tokens with the cached part, for providers that report it apart too."""

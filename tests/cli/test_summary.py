@@ -44,7 +44,8 @@ def report(
         "cache": CacheUse(created=1, name="cachedContents/a", tokens=4500, seconds_left=3540.0),
         "wall_seconds": 10.0,
         "rows_written": len(results),
-        "ended_by": "",
+        "write_error": None,
+        "interrupted": False,
     }
     options = DemoOptions(
         items=changes.pop("items", len(results)),
@@ -126,7 +127,7 @@ def test_a_run_without_a_cache_says_so() -> None:
     nothing = CacheUse(created=0, name=None, tokens=0, seconds_left=0.0)
     text = summarize(report(answered(1, cached=0), cache=nothing, api_key="a key"))
     assert "0  nothing came from a cache" in text
-    assert "0  there is none; the warnings above say why" in text
+    assert "0  none could be had, as warned above" in text
     assert "stays" not in text
 
 
@@ -189,7 +190,7 @@ def test_a_reason_is_short_and_leaves_out_the_body_of_the_response() -> None:
 def test_a_run_that_was_ended(
     results: list[WorkItemResult[BookEnrichment, Book]], headline: str
 ) -> None:
-    text = summarize(report(*results, items=9, requests=5, ended_by="Interrupted"))
+    text = summarize(report(*results, items=9, requests=5, interrupted=True))
     answers = sum(result.success for result in results)
     assert text.startswith(f"{headline}\n")
     assert f"{answers} answered, 0 refused (429), 0 failed, {5 - answers} cut short" in text

@@ -47,8 +47,11 @@ class Attempts:
         self.dry_run = dry_run
         self._detailed = detailed
 
-    def begin(self, journal: Journal, worker: Worker) -> Awaitable[Any]:
-        """Make the call and start its time.
+    def begin(self, journal: Journal, worker: Worker) -> Any:
+        """Start the time and make the call.
+
+        Returns:
+            What is to be awaited: the strategy's own coroutine, as a rule.
 
         Raises:
             StrategyContractError: The strategy's ``execute`` gave nothing to await.
@@ -59,7 +62,8 @@ class Attempts:
         if self.dry_run:
             return _pretend(item.strategy, item.prompt)
         call: Any = item.strategy.execute(item.prompt, journal.attempt, self._deadlines.seconds)
-        if type(call) is not CoroutineType and not inspect.isawaitable(call):
+        kind: object = type(call)
+        if kind is not CoroutineType and not inspect.isawaitable(call):
             raise _not_async(item.strategy, call)
         return call
 
@@ -88,7 +92,7 @@ class Attempts:
         timed_out = self._deadlines.close(worker)
         if worker.replaced:
             raise asyncio.CancelledError
-        if error is None and isinstance(returned, tuple) and len(returned) == 2:
+        if error is None and issubclass(type(returned), tuple) and len(returned) == 2:
             self._gate.consecutive = 0
             journal.output, usage = returned
             journal.bill(usage)

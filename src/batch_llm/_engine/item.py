@@ -135,15 +135,8 @@ class ItemRunner:
         )
 
     def _take_down(self, journal: Journal, result: WorkItemResult[Any, Any]) -> None:
-        """Put a result into the record, the stats and the progress."""
+        """Put a result into the record and the stats, and tell whoever watches."""
         journal.result = result
-        if result.exception is not None:
-            _drop_frames(result.exception)
-        self._count(journal, result)
-        if self.progress is not None:
-            self.progress.report(self.stats, result.item_id)
-
-    def _count(self, journal: Journal, result: WorkItemResult[Any, Any]) -> None:
         stats, usage = self.stats, journal.usage
         stats.processed += 1
         stats.total_input_tokens += usage.get("input_tokens", 0)
@@ -153,7 +146,9 @@ class ItemRunner:
         if tokens is None:
             tokens = total_of(usage)
         stats.total_tokens += tokens
-        if result.success:
+        if not result.success:
+            self._take_down_failure(result)
+        else:
             stats.succeeded += 1
             if self.events.watched:
                 self.events.emit(
@@ -162,17 +157,22 @@ class ItemRunner:
                     duration=self.now() - journal.started,
                     tokens=tokens,
                 )
-            return
-        stats.failed += 1
+        if self.progress is not None:
+            self.progress.report(stats, result.item_id)
+
+    def _take_down_failure(self, result: WorkItemResult[Any, Any]) -> None:
+        self.stats.failed += 1
         # A str, unless middleware thought otherwise.
         kind = str(result.error or "unknown").split(":", 1)[0]
-        error_type = kind if result.exception is None else type(result.exception).__name__
-        stats.error_counts[kind] = stats.error_counts.get(kind, 0) + 1
+        counts = self.stats.error_counts
+        counts[kind] = counts.get(kind, 0) + 1
+        if result.exception is not None:
+            kind = type(result.exception).__name__
+            _drop_frames(result.exception)
+        elif result.error == SKIPPED:
+            kind = "Skipped"
         if self.events.watched:
-            error_type = "Skipped" if result.error == SKIPPED else error_type
-            self.events.emit(
-                ProcessingEvent.ITEM_FAILED, item_id=result.item_id, error_type=error_type
-            )
+            self.events.emit(ProcessingEvent.ITEM_FAILED, item_id=result.item_id, error_type=kind)
 
 
 def _result_of(journal: Journal, failure: Failure | Skipped | None) -> WorkItemResult[Any, Any]:

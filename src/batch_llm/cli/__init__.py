@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from batch_llm.cli.demo import run
 from batch_llm.cli.options import UsageError, parse
-
-_INTERRUPTED = 130
+from batch_llm.cli.report import ExitCode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return asyncio.run(run(options))
     except SystemExit as leaving:
         # How argparse ends after --help (0) and after an error that it has told (2).
-        return leaving.code if isinstance(leaving.code, int) else 2
+        return leaving.code if isinstance(leaving.code, int) else ExitCode.WRONG_USAGE
     except UsageError as error:
         print(f"batch-llm demo: error: {error}", file=sys.stderr)
-        return 2
+        return ExitCode.WRONG_USAGE
     except KeyboardInterrupt:
         print("\nbatch-llm demo: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return ExitCode.INTERRUPTED

@@ -12,7 +12,7 @@ from batch_llm.cli.enrichment import BookEnrichment, prompt_for
 from batch_llm.cli.jsonl import JsonLines, Result
 from batch_llm.cli.options import DemoOptions
 from batch_llm.cli.progress import ProgressLine
-from batch_llm.cli.report import Report
+from batch_llm.cli.report import ExitCode, Report
 from batch_llm.cli.services import check_installed, open_client, quota_per_minute
 from batch_llm.cli.strategy import BookStrategy
 from batch_llm.cli.summary import summarize
@@ -21,24 +21,16 @@ from batch_llm.core.config import ProcessorConfig, RateLimitConfig, RetryConfig
 from batch_llm.observers import MetricsObserver
 from batch_llm.parallel import ParallelBatchProcessor
 
-_SUCCEEDED, _FAILED, _INTERRUPTED = 0, 1, 130
-_BY_CTRL_C = "Interrupted"
 
-
-async def run(options: DemoOptions) -> int:
+async def run(options: DemoOptions) -> ExitCode:
     """Describe the books, and tell how far it is and how it went.
-
-    Returns:
-        The exit code: 0 when every row succeeded, 1 when not, 130 after Ctrl-C.
 
     Raises:
         UsageError: It cannot begin, and nothing has been sent.
     """
     report = await enrich(options)
     _print(f"\n{summarize(report)}", sys.stdout)
-    if report.ended_by == _BY_CTRL_C:
-        return _INTERRUPTED
-    return _SUCCEEDED if report.complete else _FAILED
+    return report.exit_code
 
 
 async def enrich(options: DemoOptions) -> Report:
@@ -59,16 +51,17 @@ async def _process(
     options: DemoOptions, strategy: BookStrategy, rows: JsonLines, line: ProgressLine
 ) -> Report:
     metrics, finished = MetricsObserver(), list[Result]()
-    started, ended_by = loop_time(), ""
+    started, interrupted = loop_time(), False
+    write_error: str | None = None
 
     async def keep(result: Result) -> None:
-        nonlocal ended_by
+        nonlocal write_error
         finished.append(result)
         try:
             rows.write(result)
         except OSError as error:
             # Going on would only pay for answers that are lost.
-            ended_by = f"Stopped, since {rows.path} cannot be written ({error.strerror})"
+            write_error = error.strerror
             await processor.shutdown()
 
     async with ParallelBatchProcessor[str, BookEnrichment, Book](
@@ -82,7 +75,7 @@ async def _process(
         try:
             await processor.process_all()
         except asyncio.CancelledError:
-            ended_by = _BY_CTRL_C
+            interrupted = True
     return Report(
         options=options,
         # What was finished counts, also when the run was ended before its time.
@@ -93,7 +86,8 @@ async def _process(
         cache=strategy.cache_use(),
         wall_seconds=loop_time() - started,
         rows_written=rows.rows,
-        ended_by=ended_by,
+        write_error=write_error,
+        interrupted=interrupted,
     )
 
 

@@ -23,7 +23,6 @@ class JsonLines:
     """
 
     def __init__(self, options: DemoOptions) -> None:
-        self.path = options.output
         self.rows = 0
         self._answered_by = options.model if options.live else "emulator (invented)"
         self._file = _open(options.output, keep=options.live)
@@ -34,8 +33,7 @@ class JsonLines:
         Raises:
             OSError: It could not be written.
         """
-        json.dump(self._row(result), self._file, ensure_ascii=False)
-        self._file.write("\n")
+        self._file.write(json.dumps(self._row(result), ensure_ascii=False) + "\n")
         self._file.flush()
         self.rows += 1
 

@@ -74,13 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"batch-llm {version('batch-llm')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = commands.add_parser(
-        "demo",
-        help="describe real books with Gemini, played by a local server or --live",
-        description="Describe books with Gemini: one prompt per book, one cached instruction.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    _add_demo_arguments(
+        commands.add_parser(
+            "demo",
+            help="describe real books with Gemini, played by a local server or --live",
+            description="Describe books with Gemini: one prompt per book, one cached instruction.",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
     )
+    return parser
+
+
+def _add_demo_arguments(demo: argparse.ArgumentParser) -> None:
     demo.add_argument(
         "--items",
         type=_whole_number(MOST_ITEMS),
@@ -119,7 +125,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="vary the emulator's answers and faults (default: 0)",
     )
-    return parser
 
 
 def _whole_number(most: int) -> Callable[[str], int]:

@@ -2,12 +2,22 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from enum import IntEnum
 
 from batch_llm.base import BatchResult
 from batch_llm.cli.books import Book
 from batch_llm.cli.enrichment import BookEnrichment
 from batch_llm.cli.options import DemoOptions
 from batch_llm.cli.strategy import CacheUse
+
+
+class ExitCode(IntEnum):
+    """What the shell is told."""
+
+    ALL_SUCCEEDED = 0
+    SOME_FAILED = 1
+    WRONG_USAGE = 2
+    INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +33,8 @@ class Report:
         cache: What became of the cache.
         wall_seconds: How long it took.
         rows_written: Rows in the output file.
-        ended_by: What ended the run before its time; empty if nothing did.
+        write_error: Why rows could not be written, which stopped the run; None if they could.
+        interrupted: Whether Ctrl-C ended the run.
     """
 
     options: DemoOptions
@@ -34,12 +45,21 @@ class Report:
     cache: CacheUse
     wall_seconds: float
     rows_written: int
-    ended_by: str
+    write_error: str | None
+    interrupted: bool
 
     @property
     def complete(self) -> bool:
         """Whether every row succeeded."""
         return self.result.succeeded == self.options.items
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the shell is told."""
+        if self.interrupted:
+            return ExitCode.INTERRUPTED
+        is_fine = self.complete and self.write_error is None
+        return ExitCode.ALL_SUCCEEDED if is_fine else ExitCode.SOME_FAILED
 
     @property
     def rate_limits(self) -> int:

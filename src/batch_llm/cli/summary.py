@@ -45,17 +45,23 @@ def summarize(report: Report) -> str:
 
 def _headline(report: Report) -> str:
     items, result = report.options.items, report.result
-    if report.ended_by:
-        failed = f", {result.failed:,} of them failed" if result.failed else ""
-        return (
-            f"{report.ended_by}. After {duration(report.wall_seconds)} "
-            f"{result.total_items:,} of {items:,} rows were finished{failed}."
-        )
+    if report.interrupted:
+        return f"Interrupted. {_so_far(report)}"
+    if report.write_error is not None:
+        problem = f"{report.options.output} cannot be written ({report.write_error})"
+        return f"Stopped, since {problem}. {_so_far(report)}"
     if report.complete:
         return f"All {items:,} rows succeeded." if items > 1 else "The row succeeded."
     if not result.succeeded:
         return f"All {items:,} rows failed." if items > 1 else "The row failed."
     return f"{result.failed:,} of {items:,} rows failed, {result.succeeded:,} succeeded."
+
+
+def _so_far(report: Report) -> str:
+    result, took = report.result, duration(report.wall_seconds)
+    failed = f", {result.failed:,} of them failed" if result.failed else ""
+    items = report.options.items
+    return f"After {took} {result.total_items:,} of {items:,} rows were finished{failed}."
 
 
 def _calls(report: Report) -> Iterator[Row]:
@@ -120,7 +126,7 @@ def _saved(report: Report) -> str:
 def _rest(report: Report) -> Iterator[Row]:
     cache = report.cache
     if cache.name is None:
-        remark = "there is none; the warnings above say why"
+        remark = "there is none" if report.interrupted else "none could be had, as warned above"
     elif cache.created:
         remark = f"{cache.tokens:,} tokens of instructions, shared by all prompts"
     else:
