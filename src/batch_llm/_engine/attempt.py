@@ -62,8 +62,7 @@ class Attempts:
         if self.dry_run:
             return _pretend(item.strategy, item.prompt)
         call: Any = item.strategy.execute(item.prompt, journal.attempt, self._deadlines.seconds)
-        kind: object = type(call)
-        if kind is not CoroutineType and not inspect.isawaitable(call):
+        if not _is_awaitable(call):
             raise _not_async(item.strategy, call)
         return call
 
@@ -109,6 +108,10 @@ class Attempts:
             error = _timeout(journal.item.strategy, self._deadlines.seconds)
         journal.bill_failure(error)
         return Failure(error, self._classify(error, journal.item.strategy))
+
+
+def _is_awaitable(call: object) -> bool:
+    return type(call) is CoroutineType or inspect.isawaitable(call)
 
 
 def _pretend(strategy: Any, prompt: str) -> Awaitable[Any]:
