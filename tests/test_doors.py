@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Awaitable, Callable, Coroutine
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import AsyncMock, MagicMock
 
 import pytest
@@ -271,3 +271,16 @@ def test_duck_typed_collaborators_and_mocks_are_let_in(duck: Callable[[], Any]) 
 def test_what_is_none_is_not_checked() -> None:
     doors.check_callback("post_processor", None)
     doors.check_list("observers", [])
+
+
+async def test_an_execute_under_another_name_is_a_wrapper_and_is_tried() -> None:
+    async def answer(*_: Any) -> Any:
+        return ANSWER
+
+    def promised(*_: Any) -> "Awaitable[Any]":
+        return answer()
+
+    promised.__name__ = "execute"  # by its name it might be a plain function
+    for execute in (lambda *_: answer(), promised):
+        result = await run_batch(cast("Any", SimpleNamespace(execute=execute)))
+        assert result.succeeded == 1

@@ -86,7 +86,7 @@ class _Feed:
         if timed_out:
             self._timeouts += 1
             _log.error("observer %s: timeout of %s s on %s", name, OBSERVER_SECONDS, event.value)
-        elif error is not None:
+        else:
             self._timeouts = 0
             # Its text may quote an output, so it is for DEBUG only.
             _log.error("observer %s failed on %s: %s", name, event.value, type(error).__name__)
