@@ -29,11 +29,14 @@ from batch_llm.cli.services import check_installed
 def test_wrong_usage_is_told_without_a_traceback(
     arguments: list[str],
     complaint: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     assert main(arguments) == 2
+    assert not list(tmp_path.iterdir())
     shown = capsys.readouterr()
     assert complaint in shown.err
     assert "Traceback" not in shown.err
