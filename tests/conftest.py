@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from batch_llm.testing.loop import run as run_in_virtual_time
 
 LIVE = Path(__file__).parent / "live"
 OPEN_FILES = Path("/proc/self/fd")
+
+# A busy machine is no reason to fail: hypothesis watches the clock unless it is told not to.
+settings.register_profile(
+    "any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any_machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

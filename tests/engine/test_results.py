@@ -97,7 +97,7 @@ class WildMiddleware(BaseMiddleware[str, Any, Any]):
         return None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     workers=st.integers(1, 8),
