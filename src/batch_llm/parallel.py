@@ -10,7 +10,7 @@ from typing import Any
 from batch_llm._engine import doors
 from batch_llm._engine.attempt import Attempts
 from batch_llm._engine.deadlines import Deadlines
-from batch_llm._engine.events import Events
+from batch_llm._engine.events import OBSERVER_SECONDS, Events
 from batch_llm._engine.gate import Gate
 from batch_llm._engine.hooks import Hooks
 from batch_llm._engine.item import ItemRunner
@@ -88,7 +88,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         observers: list[ProcessorObserver] | None = None,
         progress_callback: ProgressCallbackFunc | None = None,
     ) -> None:
-        self.config = _configured(config, max_workers, timeout_per_item, rate_limit_cooldown)
+        self.config: ProcessorConfig = _configured(
+            config, max_workers, timeout_per_item, rate_limit_cooldown
+        )
         super().__init__(
             self.config.max_workers,
             post_processor,
@@ -97,16 +99,18 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             self.config.progress_callback_timeout,
         )
         self._given_classifier = error_classifier
-        self.error_classifier = (
+        self.error_classifier: ErrorClassifier = (
             DefaultErrorClassifier() if error_classifier is None else error_classifier
         )
-        self.rate_limit_strategy = (
+        self.rate_limit_strategy: RateLimitStrategy = (
             _default_rate_limit_strategy(self.config)
             if rate_limit_strategy is None
             else rate_limit_strategy
         )
-        self.middlewares = [] if middlewares is None else middlewares
-        self.observers = [] if observers is None else observers
+        self.middlewares: list[Middleware[TInput, TOutput, TContext]] = (
+            [] if middlewares is None else middlewares
+        )
+        self.observers: list[ProcessorObserver] = [] if observers is None else observers
         self._check_collaborators()
         self._wire()
 
@@ -172,7 +176,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         if not self._lifecycle.knows(work_item.strategy):
             doors.check_strategy(work_item.strategy)
         if self._pool is not None:
-            await self._pool.add(work_item)
+            await self._pool.add(work_item, waits=not self._is_called_by_a_hook())
         else:
             await super().add_work(work_item)
         self._lifecycle.expect(work_item.strategy)
@@ -213,15 +217,15 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 "process_all() is already running; await it first, or use another processor"
             )
         pool = self._begin(queue, collecting=collecting)
-        completed = False
         try:
             async for results in pool.results():
                 yield results
-            completed = True
         finally:
-            if not completed:
+            if not pool.complete:
                 queue.clear()
             await self._end(pool)
+        if rest := pool.rest():
+            yield rest
         if pool.error is not None:
             raise pool.error
 
@@ -257,6 +261,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             stats=self._stats,
             now=asyncio.get_running_loop().time,
         )
+        self._gate.start()
         self._events.start(self._watchers, pool.fail)
         self._progress.start(pool.fail)
         self._events.emit(ProcessingEvent.BATCH_STARTED, total=self._stats.total)
@@ -275,7 +280,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                     await self._lifecycle.close(self._queue)
                 except FATAL as error:
                     pool.fail(error)
-                await self._tell_end()
+                await self._tell_end(pool)
                 await self._progress.finish()
             finally:
                 # Nothing is left of them, unless the end itself was cancelled.
@@ -286,7 +291,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 self._deadlines.stop()
                 self._pool = None
 
-    async def _tell_end(self) -> None:
+    async def _tell_end(self, pool: Pool) -> None:
         stats = self._stats
         self._events.emit(
             ProcessingEvent.BATCH_COMPLETED,
@@ -294,7 +299,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             succeeded=stats.succeeded,
             failed=stats.failed,
         )
-        await self._events.settle()
+        await self._events.settle(None if pool.complete else OBSERVER_SECONDS)
         await self._watchers.stop()
 
     async def cleanup(self) -> None:
@@ -305,13 +310,17 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         await super().cleanup()
         if self._pool is not None:
             self._pool.end()
-            current = asyncio.current_task()
-            if current in self._tasks or current in self._watchers:
+            if self._is_called_by_a_hook():
                 # The run cannot wait for one of its own hooks; whoever consumes it cleans up.
                 return
             await self._end(self._pool)
         await self._lifecycle.close(self._queue)
         await self._progress.stop()
+
+    def _is_called_by_a_hook(self) -> bool:
+        """Whether the caller is code that the run itself has called, and would wait for itself."""
+        current = asyncio.current_task()
+        return any(current in tasks for tasks in (self._tasks, self._watchers, self._progress))
 
     async def shutdown(self) -> None:
         """Stop everything, as ``cleanup`` does."""

@@ -1,4 +1,4 @@
-"""One bounded call: begun, awaited by the story, and ended with what came of it."""
+"""One bounded call, awaited by the story itself, and what came of it."""
 
 import asyncio
 import inspect
@@ -19,10 +19,10 @@ _log = logging.getLogger(__name__)
 
 
 class Attempts:
-    """Begins and ends calls, each bounded by the run's one timeout.
+    """Makes calls, each bounded by the run's one timeout.
 
-    The worker awaits the strategy's own coroutine in between: no task, no timer and no
-    frame of ours for a call.
+    The story awaits the strategy's own coroutine between ``call`` and ``outcome``: a call
+    takes no task, no timer and no frame of ours.
 
     Args:
         gate: Has let the call out, and learns that one succeeded.
@@ -47,7 +47,7 @@ class Attempts:
         self.dry_run = dry_run
         self._detailed = detailed
 
-    def begin(self, journal: Journal, worker: Worker) -> Any:
+    def call(self, journal: Journal, worker: Worker) -> Any:
         """Start the time and make the call.
 
         Returns:
@@ -57,6 +57,10 @@ class Attempts:
             StrategyContractError: The strategy's ``execute`` gave nothing to await.
         """
         journal.epoch = self._gate.epoch
+        if journal.repeats:
+            journal.repeats = False
+        else:
+            journal.attempt += 1
         self._deadlines.open(worker)
         item = journal.item
         if self.dry_run:
@@ -66,7 +70,7 @@ class Attempts:
             raise _not_async(item.strategy, call)
         return call
 
-    def end(
+    def outcome(
         self, journal: Journal, worker: Worker, returned: Any, error: BaseException | None
     ) -> Failure | None:
         """Stop the time and take down what came of the call.

@@ -13,7 +13,6 @@ def check_item(item: object) -> None:
 
     Raises:
         TypeError: It is no LLMWorkItem, or its prompt is no str.
-        StrategyContractError: Its strategy cannot be one.
     """
     if not isinstance(item, LLMWorkItem):
         raise TypeError(
@@ -62,7 +61,11 @@ def _is_plainly_sync(execute: Any) -> bool:
     if inspect.iscoroutinefunction(function) or function.__name__ != "execute":
         # Under another name it is a wrapper, which may well give an awaitable.
         return False
-    returns = getattr(function, "__annotations__", {}).get("return")
+    try:
+        returns = getattr(function, "__annotations__", {}).get("return")
+    except Exception:
+        # Annotations may be evaluated only now, and name what is there for type checkers only.
+        return False
     if isinstance(returns, str):
         return not returns.startswith(("Awaitable", "Coroutine"))
     return (get_origin(returns) or returns) not in (Awaitable, Coroutine)

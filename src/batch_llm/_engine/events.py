@@ -140,14 +140,25 @@ class Events:
             if len(feed.backlog) >= _BACKLOG:
                 self.crowded = True
 
-    async def settle(self) -> None:
-        """Wait until every observer has seen every event."""
+    async def settle(self, within_seconds: float | None = None) -> None:
+        """Wait until every observer has seen every event.
+
+        Args:
+            within_seconds: When to leave out those that have not; None to wait for them.
+        """
         loop = asyncio.get_running_loop()
+        end = None if within_seconds is None else loop.time() + within_seconds
         for feed in self._feeds:
             while feed.backlog and not feed.left_out and not feed.task.done():
                 if feed.caught_up is None or feed.caught_up.done():
                     feed.caught_up = loop.create_future()
-                await asyncio.wait((feed.caught_up, feed.task), return_when="FIRST_COMPLETED")
+                left = None if end is None else end - loop.time()
+                if left is not None and left <= 0:
+                    feed.leave_out()
+                    break
+                await asyncio.wait(
+                    (feed.caught_up, feed.task), timeout=left, return_when="FIRST_COMPLETED"
+                )
         self.crowded = False
 
     def stop(self) -> None:

@@ -48,6 +48,7 @@ class Gate:
         self._events = events
         self._tasks = tasks
         self._hook_seconds = hook_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.resumed = asyncio.Event()
         self.resumed.set()
         self.epoch = 0
@@ -60,23 +61,32 @@ class Gate:
         self._slow_ready_at: float | None = None
         self.wide_open = meter is None
 
-    async def acquire(self) -> int:
-        """Wait until a call may go out.
+    def start(self) -> None:
+        """Begin a run, perhaps on another event loop than the last."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self.resumed = asyncio.Event()
+            self.resumed.set()
+            if self._meter is not None:
+                self._meter.reset()
 
-        Returns:
-            The epoch in which it goes.
-        """
+    async def acquire(self) -> None:
+        """Wait until a call may go out."""
         loop = asyncio.get_running_loop()
         if not self._waiting and self.resumed.is_set() and self._ready_at() <= loop.time():
             self._let_out(loop.time())
             self.wide_open = self._meter is None and not self._slow_start
-            return self.epoch
+            return
         turn = loop.create_future()
         self._waiting.append(turn)
         self._advance()
         await turn
-        # A cooldown may have begun between the turn and this wake-up.
-        return self.epoch if self.resumed.is_set() else await self.acquire()
+        while not self.resumed.is_set():
+            # A cooldown began between the turn and this wake-up: first in line again.
+            turn = loop.create_future()
+            self._waiting.appendleft(turn)
+            await turn
 
     async def cool_down(self, epoch: int, *, worker_id: int, hint_seconds: float | None) -> None:
         """A call was rate limited: pause all, once.
@@ -198,7 +208,10 @@ class Gate:
             _log.error("should_apply_slow_start failed with %s: no slow start", kind)
             _log.debug("should_apply_slow_start failed", exc_info=error)
             return 0.0
-        if not (applies and _is_duration(delay)):
+        if not applies:
+            return 0.0
+        if not _is_duration(delay):
+            _log.error("should_apply_slow_start gave a delay of %r: no slow start", delay)
             return 0.0
         self._slow_start = True
         return float(delay)

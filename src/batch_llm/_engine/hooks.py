@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
-from batch_llm._engine.tasks import Settled, Tasks
+from batch_llm._engine.tasks import Settled, Tasks, hook
 from batch_llm.base import LLMWorkItem, PostProcessorFunc, WorkItemResult
 from batch_llm.middleware.base import Middleware
 
@@ -78,17 +78,14 @@ class Hooks:
 
     async def on_error(self, item: Item, error: BaseException, attempt: int) -> None:
         """Tell the strategy why an attempt failed."""
-        on_error = getattr(item.strategy, "on_error", None)
-        if on_error is None:
-            return
         what = f"{type(item.strategy).__name__}.on_error"
         settled = await self._tasks.bounded(
-            lambda: on_error(error, attempt), seconds=self._seconds, what=what
+            hook(item.strategy, "on_error", error, attempt), seconds=self._seconds, what=what
         )
         _log_failure(what, item.item_id, settled)
 
     async def finished(self, result: Result) -> None:
-        """Hand a result to the post-processor, where there is one."""
+        """Hand a result to the post-processor."""
         post_processor = self.post_processor
         assert post_processor is not None
         settled = await self._tasks.bounded(
@@ -101,7 +98,7 @@ class Hooks:
     ) -> Settled:
         what = f"{type(middleware).__name__}.{method}"
         settled = await self._tasks.bounded(
-            lambda: getattr(middleware, method)(*args), seconds=self._seconds, what=what
+            hook(middleware, method, *args), seconds=self._seconds, what=what
         )
         _log_failure(what, item_id, settled)
         return settled

@@ -47,16 +47,15 @@ class ItemRunner:
         entry = self.lifecycle.entry_of(journal.item.strategy)
         if not (entry.prepared or self.attempts.dry_run):
             await self.lifecycle.prepare(entry, journal)
-        journal.attempt = 1 if entry.failure is None else 0
         while (failure := entry.failure) is None:
             if not (self.gate.wide_open or self.attempts.dry_run):
                 await self.gate.acquire()
             returned = error = None
             try:
-                returned = await self.attempts.begin(journal, worker)
+                returned = await self.attempts.call(journal, worker)
             except BaseException as raised:
                 error = raised
-            failure = self.attempts.end(journal, worker, returned, error)
+            failure = self.attempts.outcome(journal, worker, returned, error)
             if failure is None or not await self._again(journal, failure, entry):
                 break
         if self.hooks.middlewares or self.hooks.post_processor is not None:
@@ -70,7 +69,10 @@ class ItemRunner:
         return result
 
     async def _again(self, journal: Journal, failure: Failure, entry: Entry) -> bool:
-        """Let everybody know of a failed attempt; whether there is to be another."""
+        """Let everybody know of a failed attempt; whether there is to be another.
+
+        A strategy that broke its contract gets no further call in this run.
+        """
         if isinstance(failure.error, StrategyContractError):
             entry.failure = failure
         await self.recovery.pause_if_rate_limited(journal, failure.info)
@@ -87,8 +89,7 @@ class ItemRunner:
                 result = await self.hooks.after(result)
             elif isinstance(failure, Failure):
                 result = await self.hooks.recover(journal.item, failure.error) or result
-                if not (result.success or result.exception):
-                    result.exception = failure.error
+                _complete(result, journal, failure)
             if not result.token_usage:
                 result.token_usage = journal.usage
         self._take_down(journal, result)
@@ -199,6 +200,16 @@ def _result_of(journal: Journal, failure: Failure | Skipped | None) -> WorkItemR
     )
 
 
+def _complete(result: WorkItemResult[Any, Any], journal: Journal, failure: Failure) -> None:
+    """Add to a result that middleware may have made what is known of the item."""
+    if result.context is None:
+        result.context = journal.item.context
+    result.attempts = result.attempts or journal.attempt
+    given: object = result.exception
+    if not isinstance(given, BaseException):
+        result.exception = None if result.success else failure.error
+
+
 def _drop_frames(error: BaseException) -> None:
     """Take the tracebacks, whose frames would pin memory, off an error and what caused it."""
     seen: set[int] = set()
@@ -208,7 +219,8 @@ def _drop_frames(error: BaseException) -> None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        current.__traceback__ = None
+        # Not by assignment, which an exception's own __setattr__ may refuse.
+        current.with_traceback(None)
         pending += [current.__cause__, current.__context__]
         if isinstance(current, BaseExceptionGroup):
             pending += cast("BaseExceptionGroup[BaseException]", current).exceptions

@@ -41,6 +41,7 @@ class Journal:
         started: Loop time at which the worker took it, where somebody watches.
         attempt: Number of the current attempt, 0 before the first.
         epoch: The gate's epoch in which the current attempt went out.
+        repeats: Whether the next call is the current attempt's again, after a rate limit.
         rate_limits: How often the item was rate limited.
         output: The answer, once there is one.
         usage: TokenUsage of all attempts so far.
@@ -55,6 +56,7 @@ class Journal:
         "output",
         "rate_limits",
         "released",
+        "repeats",
         "result",
         "started",
         "strategy",
@@ -73,7 +75,7 @@ class Journal:
         # Any on a hot path: a cast is a call.
         self.usage: Any = {}
         self.result: WorkItemResult[Any, Any] | None = None
-        self.released = False
+        self.released = self.repeats = False
 
     def bill(self, usage: Any) -> None:
         """Add the tokens of an attempt, in whatever shape they come."""
@@ -83,7 +85,9 @@ class Journal:
         if not self.usage and _holds_counts_only(billed):
             self.usage = billed.copy()
             return
-        counts = {key: count(billed[key]) for key in _KEYS if key in billed}
+        counts = {
+            key: count(value) for key, value in billed.items() if key in _KEYS or type(value) is int
+        }
         total = total_of(self.usage) + total_of(counts)
         for key, tokens in counts.items():
             self.usage[key] = self.usage.get(key, 0) + tokens

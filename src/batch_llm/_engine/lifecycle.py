@@ -8,7 +8,7 @@ from typing import Any
 from batch_llm._engine.gate import Gate
 from batch_llm._engine.journal import Failure, Journal
 from batch_llm._engine.recovery import Recovery
-from batch_llm._engine.tasks import FATAL, Settled, Tasks, settle
+from batch_llm._engine.tasks import FATAL, Settled, Tasks, hook, settle
 from batch_llm.base import LLMWorkItem
 
 _log = logging.getLogger(__name__)
@@ -23,11 +23,21 @@ class Entry:
         strategy: The instance; held, so that its identity stays its own.
         used: Whether ``prepare`` was called, so that there may be something to clean up.
         prepared: Whether ``prepare`` has succeeded.
+        closing: Done when the cleanup that is under way has ended.
         failure: What fails every item of the strategy: its prepare failed for good, or it
             returned something that no strategy may return.
     """
 
-    __slots__ = ("failure", "items", "pending", "prepared", "preparing", "strategy", "used")
+    __slots__ = (
+        "closing",
+        "failure",
+        "items",
+        "pending",
+        "prepared",
+        "preparing",
+        "strategy",
+        "used",
+    )
 
     def __init__(self, strategy: Any) -> None:
         self.strategy = strategy
@@ -35,6 +45,7 @@ class Entry:
         self.items = 0
         self.used = False
         self.prepared = False
+        self.closing: asyncio.Future[None] | None = None
         self.preparing: asyncio.Task[Settled] | None = None
         self.failure: Failure | None = None
 
@@ -95,15 +106,16 @@ class Lifecycle:
 
     async def _prepare(self, entry: Entry, journal: Journal, name: str) -> None:
         trial = Journal(journal.item, journal.worker_id)
-        trial.attempt = 1
-        prepare = getattr(entry.strategy, "prepare", None)
+        if entry.closing is not None:
+            await asyncio.wait((entry.closing,))
         while True:
             await self._gate.resumed.wait()
             trial.epoch = self._gate.epoch
-            entry.used = True
-            settled = Settled()
-            if prepare is not None:
-                settled = await self._tasks.bounded(prepare, seconds=self._seconds, what=name)
+            trial.attempt += 0 if trial.repeats else 1
+            trial.repeats, entry.used = False, True
+            settled = await self._tasks.bounded(
+                hook(entry.strategy, "prepare"), seconds=self._seconds, what=name
+            )
             if settled.error is None:
                 entry.prepared = True
                 return
@@ -152,14 +164,24 @@ class Lifecycle:
 
     async def _clean_up(self, *entries: Entry) -> None:
         calls: list[tuple[str, Callable[[], Any]]] = []
+        closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for entry in entries:
-            self._entries.pop(id(entry.strategy), None)
             self._idle.pop(id(entry.strategy), None)
-            cleanup = getattr(entry.strategy, "cleanup", None)
-            if entry.used and cleanup is not None:
-                calls.append((f"{type(entry.strategy).__name__}.cleanup", cleanup))
-            entry.used = False
-        errors = [end.error for end in await self._tasks.bounded_all(calls, seconds=self._seconds)]
+            if entry.used:
+                name = f"{type(entry.strategy).__name__}.cleanup"
+                calls.append((name, hook(entry.strategy, "cleanup")))
+            # Whoever comes meanwhile prepares anew, once this is over.
+            entry.used = entry.prepared = False
+            entry.preparing, entry.closing = None, closing
+        try:
+            ends = await self._tasks.bounded_all(calls, seconds=self._seconds)
+        finally:
+            closing.set_result(None)
+            for entry in entries:
+                entry.closing = None
+                if not entry.pending:
+                    self._entries.pop(id(entry.strategy), None)
+        errors = [end.error for end in ends]
         for (name, _), error in zip(calls, errors, strict=True):
             if error is not None:
                 _log.error("%s failed with %s", name, type(error).__name__)

@@ -16,6 +16,10 @@ class RequestMeter:
     def __init__(self, per_minute: float) -> None:
         self._interval = 60.0 / per_minute
         self._tolerance = max(0.0, 1.0 - self._interval)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the requests so far; a new event loop has a new clock."""
         self._theoretical_arrival = float("-inf")
 
     def ready_at(self) -> float:

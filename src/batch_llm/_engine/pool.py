@@ -41,6 +41,7 @@ class Pool:
 
     Attributes:
         error: What stopped the run and is to come out of it.
+        complete: Whether the run ended by itself, with nothing left to do.
     """
 
     def __init__(  # noqa: PLR0913 - one builder, all by name
@@ -69,6 +70,7 @@ class Pool:
         self._consumer: asyncio.Future[None] | None = None
         self._full: deque[asyncio.Future[None]] = deque()
         self._over = False
+        self.complete = False
         self.error: BaseException | None = None
 
     def start(self, runner: ItemRunner) -> None:
@@ -99,15 +101,22 @@ class Pool:
             self._consumer = asyncio.get_running_loop().create_future()
             await self._consumer
 
-    async def add(self, item: Item) -> None:
-        """Queue an item, once there is room.
+    def rest(self) -> list[Result]:
+        """What was finished while the run was ended."""
+        rest, self._outbox = self._outbox, []
+        return rest
 
-        What the run's own hooks add is never held up: they would wait for themselves.
+    async def add(self, item: Item, *, waits: bool) -> None:
+        """Queue an item.
+
+        Args:
+            item: What is to be done.
+            waits: Whether to wait for room first.
 
         Raises:
             RuntimeError: The run was ended before there was room.
         """
-        if asyncio.current_task() not in self._tasks:
+        if waits:
             await self._room_in_queue(item)
         self._queue.append(item)
         _wake(self._idle)
@@ -196,15 +205,24 @@ class Pool:
                 if len(self._outbox) >= self._pause_at or self._events.crowded:
                     await self._pause()
         except asyncio.CancelledError:
+            self._save(worker)
             raise
         except BaseException as bug:
             if not isinstance(bug, FATAL):
-                _log.critical("worker %s broke down", worker.id, exc_info=bug)
+                _log.critical("worker %s broke down with %s", worker.id, type(bug).__name__)
+                _log.debug("worker %s broke down", worker.id, exc_info=bug)
             self.fail(bug)
+
+    def _save(self, worker: Worker) -> None:
+        """Keep a result that everybody was told of when the end of the run overtook it."""
+        journal = worker.journal
+        if self._over and not worker.replaced and journal is not None and journal.result:
+            self._outbox.append(journal.result)
 
     async def _next_item(self) -> None:
         """Wait for an item, or notice that there will be none."""
         if self._in_hand == 0 and self._adders == 0:
+            self.complete = True
             self.end()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

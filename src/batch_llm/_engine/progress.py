@@ -61,6 +61,9 @@ class Progress:
             # A thread that does not begin has to wait for earlier callbacks: its own loss.
             await asyncio.wait(self._beginning, timeout=GRACE_SECONDS)
 
+    def __contains__(self, task: object) -> bool:
+        return task in self._tasks
+
     async def stop(self) -> None:
         """End the calls that are still running."""
         await self._tasks.stop()

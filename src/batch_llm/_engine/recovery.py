@@ -57,7 +57,8 @@ class Recovery:
         """What kind of failure it is; a classifier that fails itself is passed over."""
         if not isinstance(error, Exception):
             return _UNKNOWN
-        for classifier in (self._classifier or _own_classifier(strategy), _DEFAULT):
+        given = self._classifier
+        for classifier in (_own_classifier(strategy) if given is None else given, _DEFAULT):
             try:
                 return _error_info_of(classifier.classify(error))
             except FATAL:
@@ -71,7 +72,7 @@ class Recovery:
         """Decide whether a failed attempt is followed by another, and wait for it.
 
         Args:
-            journal: The item's record; its attempt number goes up for a retry.
+            journal: The item's record.
             failure: How the attempt ended; one rate limit too many becomes its error.
 
         Returns:
@@ -91,11 +92,10 @@ class Recovery:
             rate_limits=journal.rate_limits,
             random=random.random(),
         )
-        if decision.verdict is Verdict.RETRY:
-            journal.attempt += 1
-            if decision.delay_seconds > 0:
-                await asyncio.sleep(decision.delay_seconds)
-        elif decision.verdict is Verdict.GIVE_UP_WAITING:
+        journal.repeats = decision.verdict is Verdict.REPEAT
+        if decision.delay_seconds > 0:
+            await asyncio.sleep(decision.delay_seconds)
+        if decision.verdict is Verdict.GIVE_UP_WAITING:
             failure.error = _too_many_rate_limits(journal, failure.error)
         return decision.verdict in (Verdict.RETRY, Verdict.REPEAT)
 
@@ -119,7 +119,11 @@ class Recovery:
 
 
 def _own_classifier(strategy: object) -> ErrorClassifier:
-    own = getattr(strategy, "error_classifier", None)
+    try:
+        own = getattr(strategy, "error_classifier", None)
+    except Exception as broken:
+        _log.error("error_classifier of the strategy failed with %s", type(broken).__name__)
+        own = None
     return own if isinstance(own, ErrorClassifier) else _DEFAULT
 
 

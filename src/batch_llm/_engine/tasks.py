@@ -37,6 +37,16 @@ async def settle(call: Callable[[], Any]) -> Settled:
     return Settled(value)
 
 
+def hook(owner: object, name: str, *args: object) -> Callable[[], Any]:
+    """A call of a method that need not be there, looked up only when it is made."""
+
+    def call() -> Any:
+        method = getattr(owner, name, None)
+        return None if method is None else method(*args)
+
+    return call
+
+
 class Tasks:
     """The tasks of one run; none of them outlives ``stop`` unless it ignores cancellation."""
 
@@ -45,7 +55,8 @@ class Tasks:
 
     def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Start a task."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        # Not by the loop's task factory: an eager one would begin before the task is known here.
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name)
         self._alive.add(task)
         task.add_done_callback(self._alive.discard)
         return task
@@ -89,7 +100,7 @@ class Tasks:
                 task.cancel()
             raise
         if late:
-            await _end(late)
+            await self._end(late)
         return [_too_late(task, seconds) if task in late else task.result() for task in tasks]
 
     def cancel(self) -> None:
@@ -100,20 +111,20 @@ class Tasks:
     async def stop(self) -> None:
         """Cancel every task and wait until it has ended, at most for the grace."""
         if ending := self._others():
-            await _end(ending)
+            await self._end(ending)
+
+    async def _end(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """Cancel tasks, and wait for them for the grace; what then still runs is left behind."""
+        for task in tasks:
+            task.cancel()
+        _, stuck = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
+        self._alive -= stuck
+        for task in stuck:
+            _log.error("%s ignores its cancellation and is left behind", task.get_name())
 
     def _others(self) -> set[asyncio.Task[Any]]:
         current = asyncio.current_task()
         return {task for task in self._alive if task is not current}
-
-
-async def _end(tasks: set[asyncio.Task[Any]]) -> None:
-    """Cancel tasks, and wait for them for the grace."""
-    for task in tasks:
-        task.cancel()
-    _, stuck = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
-    for task in stuck:
-        _log.error("%s ignores its cancellation and is left behind", task.get_name())
 
 
 def _too_late(task: asyncio.Task[Any], seconds: float | None) -> Settled:

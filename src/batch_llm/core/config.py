@@ -20,6 +20,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_a(value: object, kind: type) -> bool:
+    """isinstance, for what a type checker takes for certain."""
     return isinstance(value, kind)
 
 
@@ -164,8 +165,8 @@ class ProcessorConfig:
         progress_interval: Finished items between two calls of the progress callback.
         progress_callback_timeout: Seconds until a progress callback is cancelled;
             None means never.
-        enable_detailed_logging: Log answers at DEBUG too, with their tokens; failed attempts
-            are logged there in any case.
+        enable_detailed_logging: Log at DEBUG that an answer came, with its tokens; failed
+            attempts are logged there in any case.
         max_queue_size: Items that may wait for a worker; 0 means any number.
         dry_run: Call ``strategy.dry_run`` instead of ``prepare`` and ``execute``.
     """

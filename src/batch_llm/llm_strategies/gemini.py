@@ -8,6 +8,7 @@ from batch_llm.classifiers.gemini import GeminiErrorClassifier
 from batch_llm.llm_strategies._gemini_config import GeminiConfigs
 from batch_llm.llm_strategies._gemini_response import check_answer, usage_of
 from batch_llm.llm_strategies.base import LLMCallStrategy
+from batch_llm.strategies.errors import ErrorClassifier
 
 
 class GeminiStrategy(LLMCallStrategy[TOutput], Generic[TOutput]):
@@ -29,7 +30,7 @@ class GeminiStrategy(LLMCallStrategy[TOutput], Generic[TOutput]):
         pydantic.ValidationError: The dict is no config.
     """
 
-    error_classifier = GeminiErrorClassifier()
+    error_classifier: ErrorClassifier | None = GeminiErrorClassifier()
 
     def __init__(
         self,

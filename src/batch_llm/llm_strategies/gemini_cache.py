@@ -101,7 +101,7 @@ class GeminiCachedStrategy(GeminiStrategy[TOutput], Generic[TOutput]):
         self.cached_content = cached_content
         self.cache_ttl_seconds = cache_ttl_seconds
         self.cache_refresh_threshold = cache_refresh_threshold
-        self.cache_renewal_buffer_seconds = _checked_buffer(
+        self.cache_renewal_buffer_seconds: float = _checked_buffer(
             cache_renewal_buffer_seconds, cache_ttl_seconds
         )
         self.auto_renew = auto_renew

@@ -59,7 +59,7 @@ class MetricsObserver(BaseObserver):
     """
 
     def __init__(self) -> None:
-        self.metrics = _zeros()
+        self.metrics: dict[str, Any] = _zeros()
 
     async def on_event(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
         """Count the event."""

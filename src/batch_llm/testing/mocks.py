@@ -91,7 +91,9 @@ class MockModel(Generic[TAnswer]):
         self.rate_limit_on_call = rate_limit_on_call
         self.timeout_on_call = timeout_on_call
         self.call_count = 0
-        self._draw = random.random if seed is None else random.Random(seed).random
+        self._draw: Callable[[], float] = (
+            random.random if seed is None else random.Random(seed).random
+        )
 
     async def _answer(self, prompt: str) -> TAnswer:
         self.call_count += 1

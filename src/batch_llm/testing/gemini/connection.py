@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import ModuleType
 from typing import Any, Literal
 
 from batch_llm.core.extras import require
 from batch_llm.testing.gemini.records import RecordedRequest
 
-httptools = require("httptools", extra="testing")
+httptools: ModuleType = require("httptools", extra="testing")
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 32 * 1024 * 1024

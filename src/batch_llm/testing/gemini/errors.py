@@ -36,8 +36,8 @@ class ApiError(Exception):
         self, code: int, message: str | None = None, *, details: Sequence[dict[str, Any]] = ()
     ) -> None:
         self.code = code
-        self.message = message or _MESSAGES.get(code, f"The service answered {code}.")
-        self.details = tuple(details)
+        self.message: str = message or _MESSAGES.get(code, f"The service answered {code}.")
+        self.details: tuple[dict[str, Any], ...] = tuple(details)
         super().__init__(self.message)
 
     def to_wire(self) -> dict[str, Any]:
