@@ -1,12 +1,14 @@
 """Telling the caller how far the run is, without waiting for the caller."""
 
 import asyncio
+import contextvars
 import inspect
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from batch_llm._engine.tasks import GRACE_SECONDS, Tasks
+from batch_llm._engine.tasks import FATAL, GRACE_SECONDS, Tasks
 from batch_llm.base import ProcessingStats, ProgressCallbackFunc
 
 _log = logging.getLogger(__name__)
@@ -19,7 +21,8 @@ class Progress:
     """Starts the progress callback every so many items, each call in a task of its own.
 
     Args:
-        callback: Gets (processed, total, item_id); a sync one runs in a thread.
+        callback: Gets (processed, total, item_id); a sync one runs in a thread of its own,
+            one call after the other.
         interval: Finished items between two calls.
         seconds: Deadline of a call, None for none.
     """
@@ -31,6 +34,7 @@ class Progress:
         self._interval = interval
         self._seconds = seconds
         self._tasks = Tasks()
+        self._thread: ThreadPoolExecutor | None = None
         self._fail: Callable[[BaseException], None]
         self._completed = 0
         self._unreported: tuple[int, int, str] | None = None
@@ -45,6 +49,10 @@ class Progress:
         self._fail = fail
         self._completed = 0
         self._unreported = None
+        if self._callback is not None and not _is_async(self._callback):
+            self._end_thread()
+            # Not the loop's own threads: a callback that hangs must not take them from others.
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch_llm progress")
 
     def report(self, stats: ProcessingStats, item_id: str) -> None:
         """An item is finished."""
@@ -60,13 +68,21 @@ class Progress:
         if self._beginning:
             # A thread that does not begin has to wait for earlier callbacks: its own loss.
             await asyncio.wait(self._beginning, timeout=GRACE_SECONDS)
+        self._end_thread()
 
     def __contains__(self, task: object) -> bool:
         return task in self._tasks
 
     async def stop(self) -> None:
         """End the calls that are still running."""
+        self._end_thread()
         await self._tasks.stop()
+
+    def _end_thread(self) -> None:
+        """Let the thread end once it has made the calls that it was given."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+            self._thread = None
 
     def _call(self) -> None:
         if self._unreported is None:
@@ -81,11 +97,11 @@ class Progress:
         item_id = report[-1]
         try:
             settled = await self._tasks.bounded(
-                lambda: _call_in_its_place(self._callback, report, begun),
+                lambda: _call_in_its_place(self._callback, report, begun, self._thread),
                 seconds=self._seconds,
                 what="progress_callback",
             )
-        except (KeyboardInterrupt, SystemExit) as error:
+        except FATAL as error:
             _log.error("progress_callback raised %s", type(error).__name__)
             self._fail(error)
             return
@@ -99,7 +115,10 @@ class Progress:
 
 
 async def _call_in_its_place(
-    callback: Any, report: tuple[Any, ...], begun: asyncio.Future[None]
+    callback: Any,
+    report: tuple[Any, ...],
+    begun: asyncio.Future[None],
+    thread: ThreadPoolExecutor | None,
 ) -> None:
     """Call an async callback here and a sync one in a thread."""
     loop = asyncio.get_running_loop()
@@ -109,11 +128,12 @@ async def _call_in_its_place(
         return callback(*report)
 
     returned: Any
-    if _is_async(callback):
+    if thread is None:
         _mark(begun)
         returned = callback(*report)
     else:
-        returned = await asyncio.to_thread(in_thread)
+        context = contextvars.copy_context()
+        returned = await loop.run_in_executor(thread, context.run, in_thread)
         _mark(begun)
     if inspect.isawaitable(returned):
         await returned

@@ -23,7 +23,7 @@ class JsonLines:
     """
 
     def __init__(self, options: DemoOptions) -> None:
-        self.rows = 0
+        self.rows: int = 0
         self._answered_by = options.model if options.live else "emulator (invented)"
         self._file = _open(options.output, keep=options.live)
 

@@ -7,7 +7,6 @@ from typing import Any
 from batch_llm.base import TokenUsage
 from batch_llm.classifiers import GeminiErrorClassifier
 from batch_llm.cli.enrichment import BookEnrichment, instructions, parse_answer, request_config
-from batch_llm.core.clock import wall_time
 from batch_llm.llm_strategies import GeminiCachedStrategy
 
 
@@ -40,18 +39,14 @@ class BookStrategy(GeminiCachedStrategy[BookEnrichment]):
         super().__init__(
             model, client, parse_answer, cached_content=instructions(), config=request_config()
         )
-        self.requests = 0
+        self.requests: int = 0
         self.failed_attempts: Counter[str] = Counter()
         self._classifier = GeminiErrorClassifier()
-        self._created_names: set[str] = set()
+        self._caches_created = 0
 
-    async def prepare(self) -> None:
-        """Have a cache that lives, and remember whether it had to be made."""
-        started = wall_time()
-        await super().prepare()
-        created_at = self._cache_created_at
-        if self._cache is not None and created_at is not None and created_at >= started:
-            self._created_names.add(str(self._cache.name))
+    async def _create(self) -> None:
+        await super()._create()
+        self._caches_created += 1
 
     async def execute(
         self, prompt: str, attempt: int, timeout: float
@@ -66,14 +61,13 @@ class BookStrategy(GeminiCachedStrategy[BookEnrichment]):
 
     def cache_use(self) -> CacheUse:
         """What became of the cache."""
-        cache, created = self._cache, len(self._created_names)
+        cache, created = self._cache, self._caches_created
         if cache is None:
             return CacheUse(created=created, name=None, tokens=0, seconds_left=0.0)
         usage = getattr(cache, "usage_metadata", None)
-        expires = getattr(cache, "expire_time", None)
         return CacheUse(
             created=created,
             name=str(cache.name),
             tokens=getattr(usage, "total_token_count", None) or 0,
-            seconds_left=0.0 if expires is None else expires.timestamp() - wall_time(),
+            seconds_left=self._remaining_seconds(),
         )

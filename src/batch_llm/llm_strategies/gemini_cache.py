@@ -228,7 +228,9 @@ class GeminiCachedStrategy(GeminiStrategy[TOutput], Generic[TOutput]):
         try:
             await self._caches.extend(name)
             # It has its ttl from now on our own clock; the times that it came with are over.
-            self._cache, self._cache_created_at = SimpleNamespace(name=name), asked_at
+            usage = getattr(self._cache, "usage_metadata", None)
+            self._cache = SimpleNamespace(name=name, usage_metadata=usage)
+            self._cache_created_at = asked_at
             return
         except Exception as error:
             _log.warning("cache %s could not be extended: %s", name, _short(error))

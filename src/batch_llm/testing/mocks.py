@@ -90,7 +90,7 @@ class MockModel(Generic[TAnswer]):
         self.failure_rate = failure_rate
         self.rate_limit_on_call = rate_limit_on_call
         self.timeout_on_call = timeout_on_call
-        self.call_count = 0
+        self.call_count: int = 0
         self._draw: Callable[[], float] = (
             random.random if seed is None else random.Random(seed).random
         )
