@@ -1,6 +1,10 @@
 """The nouns: what they accept, and how they count."""
 
+import copy
 import dataclasses
+import json
+import pickle
+import threading
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -80,9 +84,29 @@ def test_a_result_has_defaults_and_an_order_and_can_be_changed() -> None:
 
 
 def test_the_exception_of_a_result_is_neither_shown_nor_compared() -> None:
-    failed = WorkItemResult("id", False, error="E: e", exception=ValueError("e"), attempts=3)
+    failed: Any = WorkItemResult("id", False, error="E: e", attempts=3)
+    failed.exception = ValueError("e")
     assert failed == WorkItemResult("id", False, error="E: e")
     assert "exception" not in repr(failed)
+
+
+class UnpicklableError(Exception):
+    """As SDKs have them: it takes two arguments and passes one on, and holds a lock."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code} {message}")
+        self.lock = threading.Lock()
+
+
+def test_a_failed_result_can_be_copied_pickled_and_dumped_whatever_it_failed_with() -> None:
+    failed: Any = WorkItemResult("id", False, error="E: e", context={"row": 1})
+    failed.exception = UnpicklableError(403, "no")
+    failed.note = "the caller's own"
+    copies = [copy.deepcopy(failed), pickle.loads(pickle.dumps(failed))]
+    assert copies == [failed, failed]
+    assert [(each.exception, each.note) for each in copies] == [(None, failed.note)] * 2
+    assert json.loads(json.dumps(dataclasses.asdict(failed)))["error"] == "E: e"
+    assert BatchResult([failed]) == copy.deepcopy(BatchResult([failed]))
 
 
 def test_every_summary_field_is_computed_from_the_results() -> None:
@@ -131,7 +155,7 @@ def test_a_result_with_unreadable_usage_never_costs_the_batch(usage: Any) -> Non
         (101, 55, pytest.approx(54.4554, abs=1e-4), 52),
         # Reported without the cached part: 500 new tokens beside 4500 cached ones.
         (500, 4500, 90.0, 950),
-        (0, 4500, 100.0, 450),
+        (0, 4500, 0.0, 450),
     ],
 )
 def test_cached_input_counts_a_tenth(
@@ -178,6 +202,8 @@ def test_the_two_names_of_the_cached_count_are_always_equal() -> None:
     stats = ProcessingStats()
     stats.cached_input_tokens = 7
     assert stats.total_cached_tokens == 7
+    stats.total_cached_tokens = 9
+    assert stats.cached_input_tokens == stats.copy()["total_cached_tokens"] == 9
     assert ProcessingStats().error_counts is not ProcessingStats().error_counts
 
 

@@ -121,13 +121,14 @@ class TestRenewal:
         async with GeminiEmulator() as server:
             strategy = cached(server)
             await strategy.prepare()
-            name = strategy._cache.name
+            name, tokens = strategy._cache.name, strategy._cache.usage_metadata.total_token_count
             for _ in range(3):
                 await asyncio.sleep(3400)
                 _, usage = await ask(strategy)
                 assert usage["cached_input_tokens"] > 1024
                 assert not strategy._is_cache_expired()
                 assert server.caches[name].expire_time == pytest.approx(wall_time() + 3600)
+                assert strategy._cache.usage_metadata.total_token_count == tokens > 1024
             assert server.count("cache_create") == 1
             assert server.count("cache_update") == 3
 

@@ -135,6 +135,26 @@ async def test_no_prompt_or_output_above_debug(
     assert batch.total_items == 1
 
 
+async def test_a_breakdown_is_told_without_the_text(caplog: pytest.LogCaptureFixture) -> None:
+    class Unspeakable:
+        __str__ = quoting
+
+    async def garble(result: WorkItemResult[Any, Any]) -> WorkItemResult[Any, Any]:
+        result.success, result.error = False, Unspeakable()  # type: ignore[assignment]
+        return result
+
+    class Garbling(BaseMiddleware[str, Any, Any]):
+        after_process = staticmethod(garble)  # type: ignore[assignment]
+
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(QuotingError):
+        await run_batch(Script(), middlewares=[Garbling()], config=ProcessorConfig(max_workers=1))
+    assert told_above_debug(caplog) == (
+        "CRITICAL batch_llm._engine.pool worker 0 broke down with QuotingError"
+    )
+    assert SECRET in caplog.text
+
+
 async def test_debug_tells_why_an_attempt_failed(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="batch_llm")
     await run_batch(Script(QuotingError()), config=CONFIG)

@@ -5,12 +5,13 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 
-from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig
+from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, RetryConfig
 from batch_llm.core.clock import loop_time
 from tests.helpers import Script, run_batch
 
@@ -266,3 +267,49 @@ async def test_a_thread_that_blocks_does_not_hold_up_the_end() -> None:
     assert not free.is_set()
     free.set()
     await processor.cleanup()
+
+
+async def test_a_callback_that_hangs_takes_no_thread_from_the_strategies() -> None:
+    free = threading.Event()
+
+    async def in_a_thread() -> Any:
+        return await asyncio.to_thread(lambda: ("answer", {}))
+
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    config = every(1, max_workers=1, timeout_per_item=10, retry=RetryConfig(max_attempts=1))
+    try:
+        batch = await run_batch(
+            Script(in_a_thread),
+            count=3,
+            config=config,
+            progress_callback=lambda *_: free.wait(30),
+        )
+        assert not free.is_set()
+    finally:
+        free.set()
+    assert batch.succeeded == 3
+
+
+@pytest.mark.real_time
+async def test_synchronous_calls_come_one_after_the_other_in_order() -> None:
+    free, last = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    begun: list[int] = []
+
+    def slow(completed: int, total: int, item_id: str) -> None:
+        begun.append(completed)
+        free.wait(30)
+        if completed == total:
+            loop.call_soon_threadsafe(last.set)
+
+    async with ParallelBatchProcessor[str, Any, Any](
+        config=every(1), progress_callback=slow
+    ) as processor:
+        for number in range(4):
+            await processor.add_work(LLMWorkItem(str(number), Script()))
+        await processor.process_all()
+        assert begun == [1]
+        free.set()
+        await asyncio.wait_for(last.wait(), 30)
+    assert begun == [1, 2, 3, 4]

@@ -105,6 +105,14 @@ async def test_a_usage_that_raises_counts_as_nothing() -> None:
     assert result.token_usage == USAGE
 
 
+async def test_counts_of_the_strategys_own_survive_a_retry() -> None:
+    usage = {"input_tokens": 1, "thinking": 5, "images": 2}
+    failed = with_private({"input_tokens": 9, "output_tokens": 1})
+    result, _, _ = await run_one(failed, ("answer", {**usage, "model": "x", "paid": True}))
+    totals = {"input_tokens": 10, "output_tokens": 1, "total_tokens": 11}
+    assert result.token_usage == {**totals, "thinking": 5, "images": 2}
+
+
 async def test_an_error_whose_usage_cannot_even_be_looked_at() -> None:
     class ShyError(Exception):
         """An error as HTTP clients have them: an attribute that raises something else."""

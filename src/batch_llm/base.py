@@ -65,7 +65,7 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
             )
 
 
-@dataclass(slots=True)
+@dataclass
 class WorkItemResult(Generic[TOutput, TContext]):
     """What became of one item.
 
@@ -77,7 +77,6 @@ class WorkItemResult(Generic[TOutput, TContext]):
         context: The item's context.
         token_usage: Tokens of all attempts together, failed ones included.
         gemini_safety_ratings: Probability by category, where a strategy reports it.
-        exception: The exception behind ``error``, without its traceback.
         attempts: Attempts that were begun; calls repeated after a rate limit are
             not counted again.
     """
@@ -89,8 +88,24 @@ class WorkItemResult(Generic[TOutput, TContext]):
     context: TContext | None = None
     token_usage: TokenUsage = field(default_factory=TokenUsage)
     gemini_safety_ratings: dict[str, str] | None = None
-    exception: BaseException | None = field(default=None, repr=False, compare=False)
     attempts: int = field(default=0, compare=False)
+
+    @property
+    def exception(self) -> BaseException | None:
+        """The exception behind ``error``, without its traceback.
+
+        It is no field, and stays behind when the result is copied or pickled: what others
+        raise need not survive that.
+        """
+        return self.__dict__.get("_exception")
+
+    @exception.setter
+    def exception(self, exception: BaseException | None) -> None:
+        self.__dict__["_exception"] = exception
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the exception."""
+        return {name: value for name, value in self.__dict__.items() if name != "_exception"}
 
 
 def _get(usage: Any, key: str) -> object:
@@ -147,8 +162,9 @@ class BatchResult(Generic[TOutput, TContext]):
 
     def cache_hit_rate(self) -> float:
         """Share of the input tokens that came from a cache, in percent (0.0 to 100.0)."""
-        total = self._all_input_tokens()
-        return 100.0 * self.total_cached_tokens / total if total else 0.0
+        if not self.total_input_tokens:
+            return 0.0
+        return 100.0 * self.total_cached_tokens / self._all_input_tokens()
 
     def effective_input_tokens(self) -> int:
         """Input tokens as billed, a cached one counting a tenth: input - int(cached * 0.9)."""
@@ -189,6 +205,10 @@ class ProcessingStats:
     def total_cached_tokens(self) -> int:
         """Prompt tokens that came from a cache."""
         return self.cached_input_tokens
+
+    @total_cached_tokens.setter
+    def total_cached_tokens(self, tokens: int) -> None:
+        self.cached_input_tokens = tokens
 
     def copy(self) -> dict[str, Any]:
         """A snapshot as a plain dict that later changes do not touch."""

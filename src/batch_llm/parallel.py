@@ -98,9 +98,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             progress_callback,
             self.config.progress_callback_timeout,
         )
-        self._given_classifier = error_classifier
+        self._default_classifier = DefaultErrorClassifier()
         self.error_classifier: ErrorClassifier = (
-            DefaultErrorClassifier() if error_classifier is None else error_classifier
+            self._default_classifier if error_classifier is None else error_classifier
         )
         self.rate_limit_strategy: RateLimitStrategy = (
             _default_rate_limit_strategy(self.config)
@@ -122,7 +122,6 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             "rate_limit_strategy",
             self.rate_limit_strategy,
             "on_rate_limit",
-            "should_apply_slow_start",
         )
         doors.check_list(
             "middlewares", self.middlewares, "before_process", "after_process", "on_error"
@@ -147,7 +146,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             hook_seconds=seconds,
         )
         self._recovery = Recovery(
-            self._given_classifier,
+            None,
             RetryPolicy(config.retry, config.rate_limit),
             gate=self._gate,
             events=self._events,
@@ -233,6 +232,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self, queue: deque[LLMWorkItem[TInput, TOutput, TContext]], *, collecting: bool
     ) -> Pool:
         config = self.config
+        self._take_over_attributes()
         self._stats = ProcessingStats(total=len(queue), start_time=wall_time())
         self._ending = asyncio.Lock()
         self._pool = pool = Pool(
@@ -267,6 +267,16 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self._events.emit(ProcessingEvent.BATCH_STARTED, total=self._stats.total)
         pool.start(runner)
         return pool
+
+    def _take_over_attributes(self) -> None:
+        """Use the collaborators as they are now: each may have been assigned since the last run."""
+        is_default = self.error_classifier is self._default_classifier
+        self._recovery.classifier = None if is_default else self.error_classifier
+        self._gate.strategy = self.rate_limit_strategy
+        self._hooks.middlewares = self.middlewares
+        self._hooks.post_processor = self.post_processor
+        self._events.observers = self.observers
+        self._progress.callback = self.progress_callback
 
     async def _end(self, pool: Pool) -> None:
         """Stop what is left of the run; whoever comes second waits for the first."""
@@ -355,8 +365,17 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
     async def _handle_rate_limit(self, worker_id: int = 0) -> None:
         """Begin a cooldown, unless there is one, and wait for its end."""
+        outside = self._pool is None and not self._events.watched
+        if outside:
+            self._take_over_attributes()
+            self._gate.start()
+            self._events.start(self._watchers, lambda _: None)
         await self._gate.cool_down(self._gate.epoch, worker_id=worker_id, hint_seconds=None)
         await self._gate.resumed.wait()
+        if outside:
+            await self._events.settle()
+            await self._watchers.stop()
+            self._events.stop()
 
     @property
     def _rate_limit_event(self) -> asyncio.Event:

@@ -18,6 +18,7 @@ from batch_llm.cli import main
 from batch_llm.cli.demo import enrich, run
 from batch_llm.cli.enrichment import BookEnrichment
 from batch_llm.cli.options import DemoOptions, UsageError
+from batch_llm.cli.strategy import BookStrategy, CacheUse
 from batch_llm.testing.gemini import Fault, GeminiEmulator, RecordedRequest
 
 FULL_DEVICE = Path("/dev/full")
@@ -161,6 +162,30 @@ async def test_a_live_cache_serves_the_next_run(
     assert report.cache.created == 0
     assert report.cache.name in server.caches
     assert report.saved_tokens == int(0.9 * 2 * report.cache.tokens)
+
+
+async def test_a_cache_that_has_to_be_made_again_is_counted(
+    options: MakeOptions, served: Callable[..., Any]
+) -> None:
+    async with served() as server:
+        server.script(None, Fault.cache_expired())
+        report = await enrich(options(9, workers=1, api_key="a key"))
+        assert report.cache.created == server.count("cache_create") == 2
+    assert report.result.succeeded == 9
+
+
+async def test_a_cache_that_was_extended_still_tells_its_size() -> None:
+    async with GeminiEmulator() as server:
+        strategy = BookStrategy("gemini-2.5-flash", server.client())
+        await strategy.prepare()
+        await asyncio.sleep(3400)
+        await strategy.prepare()
+        assert server.count("cache_update") == 1
+        (cache,) = server.caches.values()
+        use = strategy.cache_use()
+    assert use == CacheUse(
+        created=1, name=cache.name, tokens=cache.token_count, seconds_left=pytest.approx(3600)
+    )
 
 
 async def test_invented_answers_may_be_overwritten(options: MakeOptions) -> None:

@@ -31,7 +31,9 @@ def answered(item_id: int, cached: int = 4500) -> WorkItemResult[BookEnrichment,
 def failed(
     item_id: int, error: str, exception: BaseException | None = None
 ) -> WorkItemResult[BookEnrichment, Book]:
-    return WorkItemResult(str(item_id), False, error=error, exception=exception, context=BOOK)
+    result: Any = WorkItemResult(str(item_id), False, error=error, context=BOOK)
+    result.exception = exception
+    return result
 
 
 def report(

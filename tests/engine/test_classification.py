@@ -2,6 +2,7 @@
 
 import logging
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -52,18 +53,35 @@ async def test_what_is_no_classifier_is_not_asked(own: Any) -> None:
     assert (await run(*items(strategy))).succeeded == 1
 
 
-async def test_a_classifier_remarks_on_a_rate_limit_at_once(
+async def test_a_classifier_that_cannot_be_had_is_passed_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Daily(DefaultErrorClassifier):
-        def classify(self, exception: Exception) -> ErrorInfo:
-            return ErrorInfo(False, True, False, "rate_limit", 1.0, "the day's quota is spent")
+    class Shy(Provider):
+        @property
+        def error_classifier(self) -> Any:
+            raise RuntimeError("a secret")
 
-    result = await run(
-        *items(Provider(script(Exception("429")))), config=settings(), error_classifier=Daily()
-    )
-    assert result.succeeded == 1
-    assert "item 0: rate limited: the day's quota is spent" in caplog.messages
+    strategy = Shy(failing())
+    assert (await run(*items(strategy))).succeeded == 1
+    assert "error_classifier of the strategy failed with RuntimeError" in caplog.messages
+    assert "a secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("remark", "error"),
+    [
+        ("the day's quota is spent", "KeyError: 'row' (the day's quota is spent)"),
+        ("'row'", "KeyError: 'row'"),
+        (MagicMock(), "KeyError: 'row'"),
+    ],
+)
+async def test_a_classifier_may_add_to_the_error(remark: Any, error: str) -> None:
+    class Remarks(DefaultErrorClassifier):
+        def classify(self, exception: Exception) -> ErrorInfo:
+            return ErrorInfo(False, False, False, "logic_error", message=remark)
+
+    failing = Provider(script(KeyError("row")))
+    assert errors(await run(*items(failing), error_classifier=Remarks())) == [error]
 
 
 class Explains(BaseMiddleware[str, Any, Any]):

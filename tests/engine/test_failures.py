@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -46,6 +47,13 @@ class TrappedError(Exception):
     @property
     def usage(self) -> Any:
         raise RuntimeError("ouch")
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """Cannot be changed, which even raising it again would do."""
+
+    text: str
 
 
 class Returning(Provider):
@@ -139,8 +147,9 @@ async def test_a_call_that_awaits_something_cancelled() -> None:
     [
         (SpeechlessError(), "SpeechlessError: (its text cannot be read: RuntimeError)"),
         (TrappedError("trap"), "TrappedError: trap"),
+        (FrozenError("ice"), "FrozenError: ice"),
     ],
-    ids=["text", "usage"],
+    ids=["text", "usage", "frozen"],
 )
 async def test_an_error_that_cannot_be_looked_at(error: Exception, text: str) -> None:
     async def answer(call: Call) -> Any:
@@ -286,6 +295,20 @@ async def test_middleware_may_report_a_failure_in_its_own_way() -> None:
         stats = await processor.get_stats()
     assert result.failed == 3
     assert stats["error_counts"] == {"Mine": 1, "unknown": 1, "not a text": 1}
+
+
+async def test_middleware_may_give_a_failure_an_exception_that_is_none() -> None:
+    cause = ValueError("permanent")
+
+    class Vague(BaseMiddleware[str, Any, Any]):
+        async def on_error(self, work_item: Item, exception: BaseException) -> Any:
+            result: Any = WorkItemResult(work_item.item_id, False)
+            result.exception = "boom"
+            return result
+
+    result = await run(*items(Provider(script(cause)), 2), middlewares=[Vague()])
+    assert [entry.success for entry in result.results] == [False, True]
+    assert result.results[0].exception is cause
 
 
 async def test_middleware_may_forget_the_tokens() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from batch_llm import FixedDelayStrategy
 from batch_llm._engine.meters import RequestMeter
+from batch_llm.testing.loop import run as virtual_run
 from tests.engine.support import (
     Call,
     Processor,
@@ -81,6 +82,18 @@ async def test_the_rate_holds_from_one_run_to_the_next() -> None:
         for _ in range(3):
             await run_with(processor, *items(provider))
     assert provider.instants == [0.0, 1.0, 2.0]
+
+
+def test_the_rate_starts_afresh_on_another_loop() -> None:
+    """Each loop has a clock of its own, so what was let out at its 60th second says nothing."""
+    processor = Processor(config=paced(1))
+
+    async def use() -> list[float]:
+        provider = Provider()
+        await run_with(processor, *items(provider, 3))
+        return provider.instants
+
+    assert [virtual_run(use()) for _ in range(2)] == [[0.0, 60.0, 120.0]] * 2
 
 
 async def test_retries_are_paced_too() -> None:
@@ -156,6 +169,31 @@ async def test_no_call_goes_out_in_the_instant_in_which_a_cooldown_begins() -> N
     provider = Provider(script(Refused(30)), seconds=10.0)
     await run(*items(provider, 2), config=paced(6, 2))
     assert provider.instants == [0.0, 40.0, 50.0]
+
+
+async def test_who_is_sent_back_by_a_cooldown_stays_first_in_line() -> None:
+    """It begins when the first has been given its turn and has not yet woken up."""
+    processor = Processor(config=paced(6), rate_limit_strategy=FixedDelayStrategy(5.0))
+    limiter = processor._proactive_rate_limiter
+    assert limiter is not None
+    let_out: list[tuple[int, float]] = []
+
+    async def refuse() -> None:
+        await asyncio.sleep(10.0)
+        await limiter.cool_down(0, worker_id=0, hint_seconds=1.0)
+
+    async def ask(number: int) -> None:
+        await limiter.acquire()
+        let_out.append((number, now()))
+
+    await limiter.acquire()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(refuse())
+        await asyncio.sleep(0)
+        for number in range(3):
+            group.create_task(ask(number))
+    assert [number for number, _ in let_out] == [0, 1, 2]
+    assert let_out[0][1] > 10.0
 
 
 async def test_a_dry_run_is_not_paced() -> None:

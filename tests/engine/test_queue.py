@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from batch_llm import BaseMiddleware, WorkItemResult
+from batch_llm import BaseMiddleware, BaseObserver, ProcessingEvent, WorkItemResult
 from tests.engine.support import (
     Call,
     Item,
@@ -216,6 +216,40 @@ async def test_middleware_may_add_work_to_a_full_queue() -> None:
     config = settings(1, max_queue_size=1)
     async with Processor(config=config, middlewares=[Adding()]) as processor:
         assert (await run_with(processor, *items(Provider()))).total_items == 6
+
+
+@pytest.mark.parametrize("hook", ["observer", "progress callback"])
+async def test_whoever_is_told_of_items_may_add_work_to_a_full_queue(hook: str) -> None:
+    """Room comes only when the next item of 20 s ends, and they have no more than 5 s."""
+    provider = Provider(seconds=20.0)
+    added: list[float] = []
+
+    async def add_once() -> None:
+        if not added:
+            await asyncio.sleep(1.0)
+            await processor.add_work(*items(provider))
+            added.append(now())
+
+    class Observer(BaseObserver):
+        async def on_event(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
+            if event is ProcessingEvent.ITEM_COMPLETED and hook == "observer":
+                await add_once()
+
+    async def report(completed: int, total: int, item_id: str) -> None:
+        if hook == "progress callback":
+            await add_once()
+
+    processor = Processor(
+        config=settings(1, max_queue_size=1, progress_interval=1),
+        observers=[Observer()],
+        progress_callback=report,
+    )
+    async with processor:
+        running = await start(processor, *items(provider))
+        for item in items(provider, 2):
+            await processor.add_work(item)
+        assert (await running).total_items == 4
+    assert added == [21.0]
 
 
 async def test_waiting_for_room_ends_with_the_run() -> None:

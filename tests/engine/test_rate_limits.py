@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -369,13 +370,18 @@ async def test_a_rate_limit_during_slow_start_starts_over() -> None:
     ids=["raises", "None", "no delay", "nan", "negative"],
 )
 async def test_a_slow_start_that_fails_is_none(
-    answer: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+    answer: Callable[[int], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     strategy, provider = Noting(), Provider(script(Refused(), Refused()), seconds=1.0)
     monkeypatch.setattr(strategy, "should_apply_slow_start", answer)
     result = await run(*items(provider, 2), config=settings(2), rate_limit_strategy=strategy)
     assert result.succeeded == 2
     assert provider.instants == [0.0, 0.0, 11.0, 11.0]
+    assert re.search(
+        r"should_apply_slow_start (failed with|gave a delay of) .*: no slow", caplog.text
+    )
 
 
 async def test_calls_leave_a_slow_start_in_the_order_in_which_they_came() -> None:
@@ -454,7 +460,7 @@ async def test_a_cooldown_is_logged_once(caplog: pytest.LogCaptureFixture) -> No
     caplog.set_level(logging.INFO, "batch_llm")
     await run(*items(Provider(script(*[Refused()] * 4), seconds=1.0), 4), config=settings(4))
     assert [record.getMessage() for record in caplog.records] == [
-        "rate limited: all workers pause for 60.0 s"
+        "rate limited: all workers pause for 60 s"
     ]
 
 

@@ -213,3 +213,37 @@ async def test_contexts_and_ids_come_back() -> None:
     [entry] = (await run(item)).results
     assert entry.item_id == "  odd id\n"
     assert entry.context is context
+
+
+async def test_only_attempts_that_began_are_counted() -> None:
+    """The strategy's wrong answer to one item ends the other, which was to be retried."""
+
+    class Broken(Provider):
+        async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+            if prompt == "prompt 0":
+                raise ConnectionError
+            await asyncio.sleep(0.5)
+            return "no tuple"
+
+    result = await run(*items(Broken(), 2), config=config_with(2))
+    assert [entry.error[:21] for entry in result.results] == ["StrategyContractError"] * 2
+    assert [entry.attempts for entry in result.results] == [1, 1]
+
+
+async def test_what_middleware_recovers_keeps_its_attempts_and_its_context() -> None:
+    class Recovering(BaseMiddleware[str, Any, Any]):
+        async def on_error(self, work_item: Item, exception: BaseException) -> Any:
+            own = {"context": "mine", "attempts": 7} if work_item.item_id == "own" else {}
+            return WorkItemResult(work_item.item_id, True, "recovered", **own)
+
+    async def answer(call: Call) -> Any:
+        raise ConnectionError
+
+    provider = Provider(answer)
+    work: list[Item] = [
+        LLMWorkItem("plain", provider, context="row 1"),
+        LLMWorkItem("own", provider, context="row 2"),
+    ]
+    plain, own = (await run(*work, middlewares=[Recovering()])).results
+    assert (plain.context, plain.attempts, plain.exception) == ("row 1", 3, None)
+    assert (own.context, own.attempts, own.exception) == ("mine", 7, None)

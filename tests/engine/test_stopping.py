@@ -14,6 +14,8 @@ from batch_llm import (
     ProcessingEvent,
     WorkItemResult,
 )
+from batch_llm._engine.events import OBSERVER_SECONDS
+from batch_llm.testing.loop import run as virtual_run
 from tests.engine.moments import MOMENTS, other_tasks, stuck_at
 from tests.engine.support import (
     Item,
@@ -250,6 +252,39 @@ async def test_cleanup_from_inside_a_hook(hook: str) -> None:
     assert other_tasks() == set()
 
 
+@pytest.mark.parametrize("end", [Processor.cleanup, Processor.shutdown])
+@pytest.mark.parametrize("own", [True, False], ids=["a hook", "outside"])
+async def test_what_was_told_to_be_finished_is_a_result(
+    own: bool, end: Callable[[Processor], Any]
+) -> None:
+    """Some items are in their post-processor, the last thing that happens to them."""
+    recorder = Recorder()
+
+    async def post_process(result: WorkItemResult[Any, Any]) -> None:
+        await asyncio.sleep(0.5)
+        if own and result.item_id == "2":
+            await end(processor)
+        await asyncio.sleep(50.0)
+
+    processor = Processor(config=settings(3), post_processor=post_process, observers=[recorder])
+    running = await start(processor, *items(Provider(script("ok", ValueError("no")), seconds=1), 9))
+    await asyncio.sleep(2.0)
+    if not own:
+        await end(processor)
+    result = await running
+    stats = await processor.get_stats()
+    told = [
+        *recorder.of(ProcessingEvent.ITEM_COMPLETED),
+        *recorder.of(ProcessingEvent.ITEM_FAILED),
+    ]
+    assert sorted(entry.item_id for entry in result.results) == ["0", "1", "2"]
+    assert sorted(data["item_id"] for data in told) == ["0", "1", "2"]
+    assert (stats["succeeded"], stats["failed"]) == (result.succeeded, result.failed) == (2, 1)
+    assert recorder.of(ProcessingEvent.BATCH_COMPLETED) == [
+        {"total": 9, "succeeded": 2, "failed": 1}
+    ]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("hook", HOOKS)
 async def test_what_ends_the_program_comes_out_of_the_run(
@@ -339,6 +374,43 @@ def test_a_processor_may_be_used_on_one_loop_after_the_other() -> None:
             return (await run_with(processor, *items(provider, 3))).succeeded
 
     assert [asyncio.run(use()), asyncio.run(use())] == [3, 3]
+
+
+def test_a_prepare_may_be_refused_on_each_loop() -> None:
+    """Whoever waits for the end of a cooldown waits on the loop that is running."""
+
+    class Refusing(Provider):
+        async def prepare(self) -> None:
+            await super().prepare()
+            if len(self.prepared) == 1:
+                raise Refused(5)
+
+    processor = Processor(config=settings(2))
+
+    async def use() -> list[float]:
+        refusing = Refusing()
+        assert (await run_with(processor, *items(refusing, 2))).succeeded == 2
+        return refusing.prepared
+
+    assert [virtual_run(use()) for _ in range(2)] == [[0.0, 5.0]] * 2
+
+
+@pytest.mark.parametrize("observers", [1, 3])
+async def test_slow_observers_hold_up_a_cancelled_run_for_some_seconds_only(
+    observers: int,
+) -> None:
+    class Slow(BaseObserver):
+        async def on_event(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
+            await asyncio.sleep(4.0)
+
+    processor = Processor(config=settings(50), observers=[Slow() for _ in range(observers)])
+    running = await start(processor, *items(Provider(seconds=3.0), 400))
+    await asyncio.sleep(10.0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert now() <= 10.0 + OBSERVER_SECONDS
+    assert other_tasks() == set()
 
 
 async def test_async_with_suppresses_nothing() -> None:

@@ -223,6 +223,31 @@ async def test_a_stubborn_call_holds_up_the_end_of_the_run_for_a_second_at_most(
     assert stubborn.ended == [211.0]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_call_that_never_ends_costs_its_own_run_only(
+    count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Endless(Provider):
+        async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+            while not released.is_set():
+                try:
+                    await released.wait()
+                except asyncio.CancelledError:
+                    continue
+            return "late", {}
+
+    released = asyncio.Event()
+    async with Processor(config=timing_out(10.0, count)) as processor:
+        assert (await run_with(processor, *items(Endless(), count))).failed == count
+        ended, told = now(), len(caplog.records)
+        for _ in range(3):
+            assert (await run_with(processor, *items(Provider(), 2))).succeeded == 2
+    assert now() == ended == 12.0
+    assert len(caplog.records) == told == 2 * count
+    released.set()
+    await asyncio.sleep(0)
+
+
 class Slow(BaseMiddleware[str, Any, Any]):
     """One of its hooks hangs."""
 

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from batch_llm._engine.gate import Gate
 from batch_llm._engine.journal import Failure, Journal
 from batch_llm._engine.tasks import FATAL
 from batch_llm._engine.worker import Worker
+from batch_llm.base import LLMWorkItem
 from batch_llm.llm_strategies.base import LLMCallStrategy
 from batch_llm.strategies.errors import ErrorInfo, FrameworkTimeoutError, StrategyContractError
 
@@ -36,7 +37,7 @@ class Attempts:
         self,
         gate: Gate,
         deadlines: Deadlines,
-        classify: Callable[[BaseException, object], ErrorInfo],
+        classify: Callable[[BaseException, LLMWorkItem[Any, Any, Any]], ErrorInfo],
         *,
         dry_run: bool,
         detailed: bool,
@@ -111,16 +112,19 @@ class Attempts:
         elif timed_out and isinstance(error, asyncio.CancelledError):
             error = _timeout(journal.item.strategy, self._deadlines.seconds)
         journal.bill_failure(error)
-        return Failure(error, self._classify(error, journal.item.strategy))
+        return Failure(error, self._classify(error, journal.item))
 
 
 def _is_awaitable(call: object) -> bool:
     return type(call) is CoroutineType or inspect.isawaitable(call)
 
 
-def _pretend(strategy: Any, prompt: str) -> Awaitable[Any]:
-    own: Callable[[str], Awaitable[Any]] | None = getattr(strategy, "dry_run", None)
-    return LLMCallStrategy[Any].dry_run(strategy, prompt) if own is None else own(prompt)
+async def _pretend(strategy: Any, prompt: str) -> Any:
+    own: Callable[[str], Any] | None = getattr(strategy, "dry_run", None)
+    if own is None:
+        return await LLMCallStrategy[Any].dry_run(strategy, prompt)
+    value = own(prompt)
+    return await value if _is_awaitable(value) else value
 
 
 def _is_for(worker: Worker, error: BaseException) -> bool:
@@ -144,7 +148,7 @@ def _wrong_shape(what: str, returned: Any) -> StrategyContractError:
     return StrategyContractError(
         f"{what} returned a {got}; it must return the tuple "
         "(output, token_usage), such as (text, {'input_tokens': 10, 'output_tokens': 5}) or "
-        "(text, {}). No further call is made with this strategy in this run",
+        "(text, {}). A strategy that has not answered before gets no further call in this run",
         returned=returned,
     )
 
@@ -153,6 +157,6 @@ def _not_async(strategy: object, returned: Any) -> StrategyContractError:
     return StrategyContractError(
         f"{type(strategy).__name__}.execute is not async: it returned a "
         f"{type(returned).__name__} that cannot be awaited; define it with 'async def'. "
-        "No further call is made with this strategy in this run",
+        "A strategy that has not answered before gets no further call in this run",
         returned=returned,
     )

@@ -12,18 +12,17 @@ def check_item(item: object) -> None:
     """Refuse what cannot be processed, before anything is spent on it.
 
     Raises:
-        TypeError: It is no LLMWorkItem, or its prompt is no str.
+        TypeError: It is no LLMWorkItem, or its prompt is None.
     """
     if not isinstance(item, LLMWorkItem):
         raise TypeError(
             f"add_work got a {type(item).__name__}; it must be an LLMWorkItem: "
             "add_work(LLMWorkItem(item_id=..., strategy=..., prompt=...))"
         )
-    prompt: object = vars(item)["prompt"]
-    if not isinstance(prompt, str):
+    if vars(item)["prompt"] is None:
         raise TypeError(
-            f"item {item.item_id!r}: prompt must be a str (got {prompt!r}); "
-            "render the prompt before you add the item"
+            f"item {item.item_id!r}: prompt must be a text, or what the strategy takes for one "
+            "(got None); render the prompt before you add the item, or leave it out for ''"
         )
 
 
@@ -72,19 +71,18 @@ def _is_plainly_sync(execute: Any) -> bool:
 
 
 def check_collaborator(name: str, value: object, *methods: str) -> None:
-    """Refuse what lacks the methods that will be called.
+    """Refuse what has none of the methods that are looked for.
 
     Raises:
-        TypeError: It is a class instead of an instance, or lacks a method.
+        TypeError: It is a class instead of an instance, or has none of the methods.
     """
     if isinstance(value, type):
         raise TypeError(
             f"{name} must be an instance (got the class {value.__name__}); pass {value.__name__}()"
         )
-    missing = [method for method in methods if not callable(getattr(value, method, None))]
-    if missing:
+    if not any(callable(getattr(value, method, None)) for method in methods):
         raise TypeError(
-            f"{name} must have {', '.join(missing)}() (got a {type(value).__name__} without); "
+            f"{name} must have {'() or '.join(methods)}() (got a {type(value).__name__} without); "
             "pass an object that has it"
         )
 
@@ -105,7 +103,7 @@ def check_list(name: str, value: object, *methods: str) -> None:
     """Refuse what is no list of collaborators.
 
     Raises:
-        TypeError: It is no list or tuple, or one of its members lacks a method.
+        TypeError: It is no list or tuple, or one of its members is no collaborator.
     """
     if not isinstance(value, list | tuple):
         raise TypeError(

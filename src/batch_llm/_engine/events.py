@@ -107,12 +107,13 @@ class Events:
     """Hands each event to every observer.
 
     Attributes:
+        observers: Who is told, from the next start on.
         watched: Whether anybody watches; where nobody does, no event is built.
         crowded: Whether an observer is so far behind that the run should wait for it.
     """
 
     def __init__(self, observers: Sequence[ProcessorObserver]) -> None:
-        self._observers = observers
+        self.observers = observers
         self._feeds: list[_Feed] = []
         self._deadlines: Deadlines
         self.watched = False
@@ -125,7 +126,7 @@ class Events:
             tasks: Where the observers' tasks live.
             fail: Told of a KeyboardInterrupt or SystemExit.
         """
-        self._feeds = [_Feed(observer) for observer in self._observers]
+        self._feeds = [_Feed(observer) for observer in self.observers]
         self._deadlines = Deadlines(OBSERVER_SECONDS, on_stuck=self._stuck)
         for feed in self._feeds:
             feed.task = tasks.spawn(

@@ -20,13 +20,13 @@ class Gate:
     """Lets calls out one by one, in the order in which they asked.
 
     Args:
-        strategy: Decides the length of a cooldown and the pace after it.
         meter: Spaces the calls out; None for no limit.
         events: Told of cooldowns.
         tasks: Runs the strategy's own code.
         hook_seconds: Deadline of that code.
 
     Attributes:
+        strategy: Decides the length of a cooldown and the pace after it.
         resumed: Set unless there is a cooldown.
         epoch: Number of cooldowns so far. A call remembers it when it is let out, so that
             its late refusal does not start a second cooldown.
@@ -43,7 +43,7 @@ class Gate:
         tasks: Tasks,
         hook_seconds: float,
     ) -> None:
-        self._strategy = strategy
+        self.strategy = strategy
         self._meter = meter
         self._events = events
         self._tasks = tasks
@@ -116,7 +116,8 @@ class Gate:
                 self._set_timer(asyncio.get_running_loop().time() + seconds, self._resume, seconds)
             else:
                 self._resume(seconds, error)
-        _log.warning("rate limited: all workers pause for %.1f s", seconds)
+        if error is None:
+            _log.warning("rate limited: all workers pause for %g s", seconds)
 
     async def _cooldown_seconds(
         self, worker_id: int, hint_seconds: float | None
@@ -124,7 +125,7 @@ class Gate:
         if _is_duration(hint_seconds):
             return float(hint_seconds), None
         settled = await self._tasks.bounded(
-            lambda: self._strategy.on_rate_limit(worker_id, self.consecutive),
+            lambda: self.strategy.on_rate_limit(worker_id, self.consecutive),
             seconds=self._hook_seconds,
             what="rate_limit_strategy.on_rate_limit",
         )
@@ -199,8 +200,10 @@ class Gate:
     def _slow_delay(self) -> float:
         """Ask the strategy once per call; its first False ends the slow start."""
         self._slow_start = False
+        if getattr(self.strategy, "should_apply_slow_start", None) is None:
+            return 0.0
         try:
-            applies, delay = self._strategy.should_apply_slow_start(self._let_out_since_resume)
+            applies, delay = self.strategy.should_apply_slow_start(self._let_out_since_resume)
         except FATAL:
             raise
         except BaseException as error:

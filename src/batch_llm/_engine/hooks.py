@@ -41,7 +41,7 @@ class Hooks:
 
     async def before(self, item: Item) -> Item | None:
         """The item as the middlewares leave it, None when one skips it."""
-        for middleware in self.middlewares:
+        for middleware in self._with("before_process"):
             settled = await self._call(middleware, "before_process", item, item_id=item.item_id)
             if settled.error is not None:
                 continue
@@ -55,7 +55,7 @@ class Hooks:
 
     async def after(self, result: Result) -> Result:
         """A success as the middlewares leave it."""
-        for middleware in reversed(self.middlewares):
+        for middleware in reversed(self._with("after_process")):
             settled = await self._call(middleware, "after_process", result, item_id=result.item_id)
             if settled.error is not None:
                 continue
@@ -67,7 +67,7 @@ class Hooks:
 
     async def recover(self, item: Item, error: BaseException) -> Result | None:
         """What the first middleware that has an answer makes of a failure."""
-        for middleware in self.middlewares:
+        for middleware in self._with("on_error"):
             settled = await self._call(middleware, "on_error", item, error, item_id=item.item_id)
             recovered: object = settled.value
             if isinstance(recovered, WorkItemResult):
@@ -92,6 +92,10 @@ class Hooks:
             lambda: post_processor(result), seconds=POST_PROCESSOR_SECONDS, what="post_processor"
         )
         _log_failure("post_processor", result.item_id, settled)
+
+    def _with(self, method: str) -> list[Middleware[Any, Any, Any]]:
+        """The middlewares that have a hook; a duck-typed one need not have all."""
+        return [entry for entry in self.middlewares if getattr(entry, method, None) is not None]
 
     async def _call(
         self, middleware: Middleware[Any, Any, Any], method: str, *args: Any, item_id: str

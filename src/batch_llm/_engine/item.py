@@ -56,6 +56,7 @@ class ItemRunner:
             except BaseException as raised:
                 error = raised
             failure = self.attempts.outcome(journal, worker, returned, error)
+            entry.has_answered |= failure is None
             if failure is None or not await self._again(journal, failure, entry):
                 break
         if self.hooks.middlewares or self.hooks.post_processor is not None:
@@ -71,9 +72,9 @@ class ItemRunner:
     async def _again(self, journal: Journal, failure: Failure, entry: Entry) -> bool:
         """Let everybody know of a failed attempt; whether there is to be another.
 
-        A strategy that broke its contract gets no further call in this run.
+        A strategy that breaks its contract before it ever answered gets no further call.
         """
-        if isinstance(failure.error, StrategyContractError):
+        if isinstance(failure.error, StrategyContractError) and not entry.has_answered:
             entry.failure = failure
         await self.recovery.pause_if_rate_limited(journal, failure.info)
         await self.hooks.on_error(journal.item, failure.error, journal.attempt)
@@ -102,7 +103,7 @@ class ItemRunner:
     async def take_over(self, journal: Journal, error: BaseException) -> WorkItemResult[Any, Any]:
         """Conclude an item whose worker is gone, from wherever that worker left off."""
         if journal.result is None:
-            info = self.recovery.classify(error, journal.item.strategy)
+            info = self.recovery.classify(error, journal.item)
             return await self.conclude(journal, Failure(error, info))
         if not journal.released and (last_of := self._leave(journal)) is not None:
             await self.lifecycle.retire(last_of)
@@ -178,16 +179,14 @@ class ItemRunner:
 
 def _result_of(journal: Journal, failure: Failure | Skipped | None) -> WorkItemResult[Any, Any]:
     item = journal.item
-    output = error = exception = None
+    output = error = None
     if failure is None:
         output = journal.output
     elif isinstance(failure, Failure):
-        remark = f" ({failure.info.message})" if failure.info.message else ""
-        error = describe(failure.error) + remark
-        exception = failure.error
+        error = _with_remark(describe(failure.error), failure.info.message)
     else:
         error = failure
-    return WorkItemResult(
+    result: WorkItemResult[Any, Any] = WorkItemResult(
         item.item_id,
         failure is None,
         output,
@@ -195,9 +194,18 @@ def _result_of(journal: Journal, failure: Failure | Skipped | None) -> WorkItemR
         item.context,
         journal.usage,
         None,
-        exception,
         journal.attempt,
     )
+    if isinstance(failure, Failure):
+        result.exception = failure.error
+    return result
+
+
+def _with_remark(error: str, remark: object) -> str:
+    """The error, and what the classifier has to say about it beyond its text."""
+    if not isinstance(remark, str) or remark in error:
+        return error
+    return f"{error} ({remark})"
 
 
 def _complete(result: WorkItemResult[Any, Any], journal: Journal, failure: Failure) -> None:

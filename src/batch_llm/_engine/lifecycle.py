@@ -23,6 +23,7 @@ class Entry:
         strategy: The instance; held, so that its identity stays its own.
         used: Whether ``prepare`` was called, so that there may be something to clean up.
         prepared: Whether ``prepare`` has succeeded.
+        has_answered: Whether ``execute`` has ever returned what it must.
         closing: Done when the cleanup that is under way has ended.
         failure: What fails every item of the strategy: its prepare failed for good, or it
             returned something that no strategy may return.
@@ -31,6 +32,7 @@ class Entry:
     __slots__ = (
         "closing",
         "failure",
+        "has_answered",
         "items",
         "pending",
         "prepared",
@@ -45,6 +47,7 @@ class Entry:
         self.items = 0
         self.used = False
         self.prepared = False
+        self.has_answered = False
         self.closing: asyncio.Future[None] | None = None
         self.preparing: asyncio.Task[Settled] | None = None
         self.failure: Failure | None = None
@@ -119,7 +122,7 @@ class Lifecycle:
             if settled.error is None:
                 entry.prepared = True
                 return
-            failure = Failure(settled.error, self._recovery.classify(settled.error, entry.strategy))
+            failure = Failure(settled.error, self._recovery.classify(settled.error, journal.item))
             await self._recovery.pause_if_rate_limited(trial, failure.info)
             if not await self._recovery.again(trial, failure):
                 entry.failure = failure

@@ -30,7 +30,7 @@ class Progress:
     def __init__(
         self, callback: ProgressCallbackFunc | None, *, interval: int, seconds: float | None
     ) -> None:
-        self._callback = callback
+        self.callback = callback
         self._interval = interval
         self._seconds = seconds
         self._tasks = Tasks()
@@ -49,7 +49,7 @@ class Progress:
         self._fail = fail
         self._completed = 0
         self._unreported = None
-        if self._callback is not None and not _is_async(self._callback):
+        if self.callback is not None and not _is_async(self.callback):
             self._end_thread()
             # Not the loop's own threads: a callback that hangs must not take them from others.
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch_llm progress")
@@ -97,7 +97,7 @@ class Progress:
         item_id = report[-1]
         try:
             settled = await self._tasks.bounded(
-                lambda: _call_in_its_place(self._callback, report, begun, self._thread),
+                lambda: _call_in_its_place(self.callback, report, begun, self._thread),
                 seconds=self._seconds,
                 what="progress_callback",
             )

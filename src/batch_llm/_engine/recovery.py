@@ -10,7 +10,7 @@ from batch_llm._engine.events import Events
 from batch_llm._engine.gate import Gate
 from batch_llm._engine.journal import Failure, Journal, describe
 from batch_llm._engine.tasks import FATAL
-from batch_llm.base import ProcessingStats
+from batch_llm.base import LLMWorkItem, ProcessingStats
 from batch_llm.observers.events import ProcessingEvent
 from batch_llm.strategies.errors import (
     DefaultErrorClassifier,
@@ -29,9 +29,11 @@ _UNKNOWN = ErrorInfo(True, False, False, "unknown")
 class Recovery:
     """Classifies failures and carries out what the policies decide.
 
-    Args:
+    Attributes:
         classifier: Knows what an error means; None leaves it to the strategy's own, and
             where it has none, to the default.
+
+    Args:
         policy: Decides about retries.
         gate: Pauses everybody after a rate limit.
         events: Told of rate limits.
@@ -47,25 +49,26 @@ class Recovery:
         events: Events,
         stats: Callable[[], ProcessingStats],
     ) -> None:
-        self._classifier = classifier
+        self.classifier = classifier
         self._policy = policy
         self._gate = gate
         self._events = events
         self._stats = stats
 
-    def classify(self, error: BaseException, strategy: object) -> ErrorInfo:
+    def classify(self, error: BaseException, item: LLMWorkItem[Any, Any, Any]) -> ErrorInfo:
         """What kind of failure it is; a classifier that fails itself is passed over."""
         if not isinstance(error, Exception):
             return _UNKNOWN
-        given = self._classifier
-        for classifier in (_own_classifier(strategy) if given is None else given, _DEFAULT):
+        given = self.classifier
+        for classifier in (_own_classifier(item.strategy) if given is None else given, _DEFAULT):
             try:
                 return _error_info_of(classifier.classify(error))
             except FATAL:
                 raise
             except BaseException as broken:
-                _log.error("the classifier failed with %s", type(broken).__name__)
-                _log.debug("the classifier failed", exc_info=broken)
+                kind = type(broken).__name__
+                _log.error("item %s: the classifier failed with %s", item.item_id, kind)
+                _log.debug("item %s: the classifier failed", item.item_id, exc_info=broken)
         return _UNKNOWN
 
     async def again(self, journal: Journal, failure: Failure) -> bool:
@@ -104,8 +107,6 @@ class Recovery:
         if not info.is_rate_limit:
             return
         journal.rate_limits += 1
-        if info.message:
-            _log.warning("item %s: rate limited: %s", journal.item.item_id, info.message)
         self._stats().rate_limit_count += 1
         if self._events.watched:
             self._events.emit(

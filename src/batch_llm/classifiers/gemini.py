@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from batch_llm.strategies import _http
-from batch_llm.strategies.errors import DefaultErrorClassifier, ErrorInfo
+from batch_llm.strategies.errors import BatchLLMError, DefaultErrorClassifier, ErrorInfo
 
 _API_ERRORS = frozenset({"ClientError", "ServerError"})
 _INVALID_ANSWERS = frozenset({"ValidationError", "UnexpectedModelBehavior"})
@@ -27,6 +27,7 @@ _CACHE_REFUSED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _LIMIT_ZERO = re.compile(r"\blimit\W{1,3}0(?![\d.])", re.IGNORECASE)
+_LEADING_STATUS = re.compile(r"([45]\d\d) (?=[A-Z])")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
@@ -45,13 +46,26 @@ class GeminiErrorClassifier(DefaultErrorClassifier):
         return (
             self._by_api_status(exception)
             or self._by_invalid_answer(exception)
+            or self._by_leading_status(exception)
             or super().classify(exception)
         )
+
+    def _by_leading_status(self, exception: Exception) -> ErrorInfo | None:
+        """What stands for the status where there is only a text, such as "503 UNAVAILABLE"."""
+        found = _LEADING_STATUS.match(str(exception))
+        if found is None or isinstance(exception, BatchLLMError):
+            return None
+        if found[1] == "504":
+            return ErrorInfo(True, False, True, "api_timeout")
+        return self._of_status(int(found[1]), exception)
 
     def _by_api_status(self, exception: Exception) -> ErrorInfo | None:
         status = _http.status_of(exception)
         if status is None or status < 400 or _API_ERRORS.isdisjoint(_class_names(exception)):
             return None
+        return self._of_status(status, exception)
+
+    def _of_status(self, status: int, exception: Exception) -> ErrorInfo:
         if status == 429:
             return self._rate_limit(exception)
         if status >= 500:

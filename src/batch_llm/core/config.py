@@ -3,14 +3,20 @@
 import math
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import cast
 
 
 def is_number(value: object) -> bool:
     """Whether it is a real number that a float can hold: no NaN, no infinity, no bool."""
+    return is_limit(value) and math.isfinite(cast("float", value))
+
+
+def is_limit(value: object) -> bool:
+    """Whether it is a number or infinity, which stands for no limit."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:
-        return math.isfinite(value)
+        return not math.isnan(value)
     except OverflowError:
         return False
 
@@ -71,7 +77,7 @@ class RetryConfig:
             "pass seconds, such as 1.0",
         )
         _check(
-            is_number(self.max_wait) and self.max_wait >= self.initial_wait,
+            is_limit(self.max_wait) and self.max_wait >= self.initial_wait,
             "max_wait must be >= initial_wait",
             self.max_wait,
             f"initial_wait is {self.initial_wait!r}: raise max_wait or lower initial_wait",
@@ -117,7 +123,7 @@ class RateLimitConfig:
             is_number(self.cooldown_seconds) and self.cooldown_seconds >= 0,
             "cooldown_seconds must be >= 0",
             self.cooldown_seconds,
-            "pass seconds; 0 means no pause",
+            "pass a finite number of seconds; 0 means no pause",
         )
         _check(
             _is_integer(self.slow_start_items) and self.slow_start_items >= 0,
@@ -195,7 +201,7 @@ class ProcessorConfig:
             "pass a whole number of concurrent calls, such as 5",
         )
         _check(
-            is_number(self.timeout_per_item) and self.timeout_per_item > 0,
+            is_limit(self.timeout_per_item) and self.timeout_per_item > 0,
             "timeout_per_item must be > 0",
             self.timeout_per_item,
             "pass seconds, such as 120.0",
@@ -227,7 +233,7 @@ class ProcessorConfig:
     def _validate_pace_and_progress(self) -> None:
         rate = self.max_requests_per_minute
         _check(
-            rate is None or (is_number(rate) and rate > 0),
+            rate is None or (is_limit(rate) and rate > 0),
             "max_requests_per_minute must be > 0",
             rate,
             "pass requests per minute, or None for no limit",
@@ -240,7 +246,7 @@ class ProcessorConfig:
         )
         timeout = self.progress_callback_timeout
         _check(
-            timeout is None or (is_number(timeout) and timeout > 0),
+            timeout is None or (is_limit(timeout) and timeout > 0),
             "progress_callback_timeout must be > 0",
             timeout,
             "pass seconds, or None for no limit",

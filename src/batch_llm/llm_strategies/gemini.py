@@ -1,5 +1,6 @@
 """Gemini models, through the google-genai SDK."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Generic
 
@@ -45,6 +46,11 @@ class GeminiStrategy(LLMCallStrategy[TOutput], Generic[TOutput]):
             raise TypeError(
                 f"response_parser must be a function of the response (got {response_parser!r}); "
                 "pass for instance lambda response: response.text"
+            )
+        if inspect.iscoroutinefunction(response_parser):
+            raise TypeError(
+                "response_parser must not be async (got an async function); parse in a plain "
+                "function, and await elsewhere, such as in a post-processor"
             )
         self.model = model
         self.client = client

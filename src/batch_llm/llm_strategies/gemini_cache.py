@@ -356,5 +356,8 @@ def _warn_of_old_sdk(api_version: str) -> None:
 def _short(error: Exception) -> str:
     """The status and message of an error, without the whole body that the SDK prints."""
     code, message = getattr(error, "code", None), getattr(error, "message", None)
-    text = f"{code} {message}" if isinstance(message, str) else f"{type(error).__name__}: {error}"
+    if not isinstance(message, str):
+        # Not the API's own word: its text may quote anything.
+        return type(error).__name__
+    text = f"{code} {message}"
     return text if len(text) <= 300 else f"{text[:299]}…"

@@ -78,7 +78,10 @@ def retry_after_of(exception: BaseException) -> float | None:
 
 def _header(headers: object, name: str) -> str | None:
     get = getattr(headers, "get", None)
-    value = get(name) if callable(get) else None
+    if not callable(get):
+        return None
+    # A plain dict knows only one spelling.
+    value = get(name) or get(name.lower())
     return value if isinstance(value, str) else None
 
 

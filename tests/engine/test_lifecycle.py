@@ -1,0 +1,102 @@
+"""Prepare and cleanup where they meet each other, the queue, or a strategy that is odd."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from tests.engine.support import (
+    Processor,
+    Provider,
+    errors,
+    items,
+    now,
+    outputs,
+    run,
+    run_with,
+    script,
+    settings,
+    start,
+)
+
+
+class Session(Provider):
+    """Is open from prepare to cleanup, and takes its time to close."""
+
+    def __init__(self, closing_seconds: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.closing_seconds = closing_seconds
+        self.open = False
+
+    async def prepare(self) -> None:
+        assert not self.open, "opened twice"
+        await super().prepare()
+        self.open = True
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+        answer = await super().execute(prompt, attempt, timeout)
+        assert self.open, "used after it was closed"
+        return answer
+
+    async def cleanup(self) -> None:
+        await super().cleanup()
+        await asyncio.sleep(self.closing_seconds)
+        self.open = False
+
+
+@pytest.mark.parametrize("late", [1, 3])
+async def test_an_item_that_comes_during_the_cleanup_is_prepared_after_it(late: int) -> None:
+    session, busy = Session(5.0, seconds=2.0), Provider(seconds=100.0)
+    async with Processor(config=settings(4)) as processor:
+        running = await start(processor, *items(busy), *items(session))
+        await asyncio.sleep(4.0)
+        assert session.cleaned == [2.0]
+        for item in items(session, late):
+            await processor.add_work(item)
+        result = await running
+    assert result.succeeded == 2 + late
+    assert session.prepared == [0.0, 7.0]
+    assert session.instants == [0.0] + [7.0] * late
+    assert len(session.cleaned) == 2
+    assert not session.open
+
+
+class Shy(Provider):
+    """Hooks that are looked up in vain, or raise as they are."""
+
+    def __init__(self, *shy: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.shy = shy
+
+    def __getattribute__(self, name: str) -> Any:
+        if name != "shy" and name in object.__getattribute__(self, "__dict__").get("shy", ()):
+            raise RuntimeError(f"no {name} today")
+        return super().__getattribute__(name)
+
+
+async def test_a_prepare_that_cannot_be_looked_up_fails_its_items() -> None:
+    result = await run(*items(Shy("prepare"), 2), *items(Provider()), config=settings(3))
+    assert sorted(map(str, errors(result))) == ["None"] + ["RuntimeError: no prepare today"] * 2
+
+
+@pytest.mark.parametrize("hook", ["on_error", "cleanup"])
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_hook_that_cannot_be_looked_up_costs_only_itself(
+    hook: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    shy = Shy(hook, answer=script(ConnectionError()))
+    result = await run(*items(shy, count))
+    assert outputs(result) == ["ok"] * count
+    [told] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert told.endswith(f"Shy.{hook} failed with RuntimeError")
+
+
+async def test_what_was_shy_may_be_had_in_the_next_run() -> None:
+    shy = Shy("prepare", "cleanup")
+    async with Processor(config=settings()) as processor:
+        assert (await run_with(processor, *items(shy, 2))).failed == 2
+        shy.shy = ()
+        assert (await run_with(processor, *items(shy, 2))).succeeded == 2
+    assert shy.prepared == [1.0 + 2.0]
+    assert now() == 3.0
