@@ -372,7 +372,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             self._events.start(self._watchers, lambda _: None)
         await self._gate.cool_down(self._gate.epoch, worker_id=worker_id, hint_seconds=None)
         await self._gate.resumed.wait()
-        if outside:
+        if outside and self._pool is None:
             await self._events.settle()
             await self._watchers.stop()
             self._events.stop()

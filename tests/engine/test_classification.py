@@ -14,7 +14,7 @@ from batch_llm import (
     ProcessingEvent,
     WorkItemResult,
 )
-from tests.engine.support import Provider, errors, items, run, script, settings
+from tests.engine.support import Provider, Refused, errors, items, run, script, settings
 from tests.helpers import Recorder, Script, run_batch
 
 
@@ -68,20 +68,34 @@ async def test_a_classifier_that_cannot_be_had_is_passed_over(
 
 
 @pytest.mark.parametrize(
-    ("remark", "error"),
+    ("remark", "said"),
     [
-        ("the day's quota is spent", "KeyError: 'row' (the day's quota is spent)"),
-        ("'row'", "KeyError: 'row'"),
-        (MagicMock(), "KeyError: 'row'"),
+        ("the day's quota is spent", "the last time with the day's quota is spent; raise"),
+        (None, "the last time with Refused: slow down; raise"),
+        (MagicMock(), "the last time with Refused: slow down; raise"),
     ],
 )
-async def test_a_classifier_may_add_to_the_error(remark: Any, error: str) -> None:
+async def test_an_item_that_gives_up_waiting_says_what_the_classifier_knows(
+    remark: Any, said: str
+) -> None:
     class Remarks(DefaultErrorClassifier):
         def classify(self, exception: Exception) -> ErrorInfo:
-            return ErrorInfo(False, False, False, "logic_error", message=remark)
+            return ErrorInfo(False, True, False, "rate_limit", 1.0, remark)
+
+    config = settings()
+    config.rate_limit.max_rate_limits_per_item = 2
+    refused = Provider(script(Refused(), Refused()))
+    result = await run(*items(refused), config=config, error_classifier=Remarks())
+    assert said in str(result.results[0].error)
+
+
+async def test_the_error_is_the_exceptions_own_text() -> None:
+    class Pretty(DefaultErrorClassifier):
+        def classify(self, exception: Exception) -> ErrorInfo:
+            return ErrorInfo(False, False, False, "logic_error", message="pretty")
 
     failing = Provider(script(KeyError("row")))
-    assert errors(await run(*items(failing), error_classifier=Remarks())) == [error]
+    assert errors(await run(*items(failing), error_classifier=Pretty())) == ["KeyError: 'row'"]
 
 
 class Explains(BaseMiddleware[str, Any, Any]):

@@ -1,5 +1,6 @@
 """Collaborators as pipelines have them: partial, replaced between runs, used outside a run."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -120,6 +121,17 @@ async def test_observers_are_told_of_a_cooldown_outside_a_run(
     ]
     assert recorder.of(ProcessingEvent.COOLDOWN_ENDED) == [ended]
     assert (await run_with(processor, *items(Provider()))).succeeded == 1
+
+
+async def test_a_run_that_begins_in_a_cooldown_outside_one_is_told_to_its_end() -> None:
+    recorder = Recorder()
+    processor = Processor(rate_limit_strategy=FixedDelayStrategy(5.0), observers=[recorder])
+    handling = asyncio.create_task(processor._handle_rate_limit())
+    await asyncio.sleep(1.0)
+    assert (await run_with(processor, *items(Provider(seconds=10.0), 2))).succeeded == 2
+    await handling
+    assert recorder.seen[-1][0] is ProcessingEvent.BATCH_COMPLETED
+    assert len(recorder.of(ProcessingEvent.ITEM_COMPLETED)) == 2
 
 
 async def test_a_strategy_that_has_answered_pays_for_a_wrong_shape_with_that_item_only() -> None:

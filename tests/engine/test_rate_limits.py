@@ -438,6 +438,15 @@ async def test_the_doors_kept_for_tests() -> None:
         assert strategy.asked == [(3, 1)]
 
 
+async def test_two_who_handle_one_rate_limit_are_told_of_once() -> None:
+    recorder = Recorder()
+    processor = Processor(rate_limit_strategy=Noting(), observers=[recorder])
+    await asyncio.gather(processor._handle_rate_limit(3), processor._handle_rate_limit(4))
+    started, ended = ProcessingEvent.COOLDOWN_STARTED, ProcessingEvent.COOLDOWN_ENDED
+    assert [event for event, _ in recorder.seen] == [started, ended]
+    assert now() == 10.0
+
+
 async def test_handling_returns_promptly_after_a_failing_strategy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

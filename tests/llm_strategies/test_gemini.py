@@ -356,6 +356,12 @@ class TestConstruction:
         with pytest.raises(TypeError, match="response_parser must be a function"):
             GeminiStrategy(MODEL, MagicMock(), Book(title="Emma"))  # type: ignore[arg-type]
 
+    def test_a_parser_that_would_have_to_be_awaited(self) -> None:
+        async def parse(response: Any) -> Any: ...
+
+        with pytest.raises(TypeError, match="response_parser must not be async"):
+            GeminiStrategy(MODEL, MagicMock(), parse)
+
     def test_a_config_that_is_none(self) -> None:
         with pytest.raises(TypeError, match="config must be a GenerateContentConfig"):
             GeminiStrategy(MODEL, MagicMock(), text_of, "hot")

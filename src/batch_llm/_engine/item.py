@@ -183,7 +183,7 @@ def _result_of(journal: Journal, failure: Failure | Skipped | None) -> WorkItemR
     if failure is None:
         output = journal.output
     elif isinstance(failure, Failure):
-        error = _with_remark(describe(failure.error), failure.info.message)
+        error = describe(failure.error)
     else:
         error = failure
     result: WorkItemResult[Any, Any] = WorkItemResult(
@@ -199,13 +199,6 @@ def _result_of(journal: Journal, failure: Failure | Skipped | None) -> WorkItemR
     if isinstance(failure, Failure):
         result.exception = failure.error
     return result
-
-
-def _with_remark(error: str, remark: object) -> str:
-    """The error, and what the classifier has to say about it beyond its text."""
-    if not isinstance(remark, str) or remark in error:
-        return error
-    return f"{error} ({remark})"
 
 
 def _complete(result: WorkItemResult[Any, Any], journal: Journal, failure: Failure) -> None:

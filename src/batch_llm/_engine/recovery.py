@@ -99,7 +99,7 @@ class Recovery:
         if decision.delay_seconds > 0:
             await asyncio.sleep(decision.delay_seconds)
         if decision.verdict is Verdict.GIVE_UP_WAITING:
-            failure.error = _too_many_rate_limits(journal, failure.error)
+            failure.error = _too_many_rate_limits(journal, failure)
         return decision.verdict in (Verdict.RETRY, Verdict.REPEAT)
 
     async def pause_if_rate_limited(self, journal: Journal, info: ErrorInfo) -> None:
@@ -128,9 +128,11 @@ def _own_classifier(strategy: object) -> ErrorClassifier:
     return own if isinstance(own, ErrorClassifier) else _DEFAULT
 
 
-def _too_many_rate_limits(journal: Journal, error: BaseException) -> RateLimitExceededError:
+def _too_many_rate_limits(journal: Journal, failure: Failure) -> RateLimitExceededError:
+    error, remark = failure.error, failure.info.message
+    known = remark if isinstance(remark, str) else describe(error)
     exceeded = RateLimitExceededError(
-        f"rate limited {journal.rate_limits} times, the last time with {describe(error)[:300]}; "
+        f"rate limited {journal.rate_limits} times, the last time with {known[:300]}; "
         "raise RateLimitConfig.max_rate_limits_per_item, lower max_workers or "
         "max_requests_per_minute, or ask the provider for more quota"
     )

@@ -93,7 +93,8 @@ class ErrorInfo:
         is_timeout: Whether time ran out, on either side.
         error_category: One word for logs and metrics.
         suggested_wait: Seconds the provider asked to wait, None if it named none.
-        message: What to tell a person beside the exception's own text, if anything.
+        message: What a person should know of a rate limit, where it is more than the
+            exception's own text; an item that gives up waiting fails with it.
     """
 
     is_retryable: bool
