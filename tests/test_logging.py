@@ -136,12 +136,12 @@ async def test_no_prompt_or_output_above_debug(
 
 
 async def test_a_breakdown_is_told_without_the_text(caplog: pytest.LogCaptureFixture) -> None:
-    class Unspeakable:
-        __str__ = quoting
+    class Unreadable(WorkItemResult[Any, Any]):
+        def __getattribute__(self, name: str) -> Any:
+            return quoting(self) if name == "success" else super().__getattribute__(name)
 
     async def garble(result: WorkItemResult[Any, Any]) -> WorkItemResult[Any, Any]:
-        result.success, result.error = False, Unspeakable()  # type: ignore[assignment]
-        return result
+        return Unreadable(result.item_id, True)
 
     class Garbling(BaseMiddleware[str, Any, Any]):
         after_process = staticmethod(garble)  # type: ignore[assignment]

@@ -297,6 +297,21 @@ async def test_middleware_may_report_a_failure_in_its_own_way() -> None:
     assert stats["error_counts"] == {"Mine": 1, "unknown": 1, "not a text": 1}
 
 
+async def test_an_error_of_middleware_that_cannot_be_read_costs_its_item_only() -> None:
+    class Unspeakable:
+        def __str__(self) -> str:
+            raise LookupError
+
+    class Garbling(BaseMiddleware[str, Any, Any]):
+        async def after_process(self, result: WorkItemResult[Any, Any]) -> Any:
+            result.success, result.error = False, Unspeakable()  # type: ignore[assignment]
+            return result
+
+    async with Processor(config=settings(), middlewares=[Garbling()]) as processor:
+        assert (await run_with(processor, *items(Provider(), 2))).failed == 2
+        assert (await processor.get_stats())["error_counts"] == {"Unspeakable": 2}
+
+
 async def test_middleware_may_give_a_failure_an_exception_that_is_none() -> None:
     cause = ValueError("permanent")
 

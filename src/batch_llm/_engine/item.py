@@ -164,8 +164,7 @@ class ItemRunner:
 
     def _take_down_failure(self, result: WorkItemResult[Any, Any]) -> None:
         self.stats.failed += 1
-        # A str, unless middleware thought otherwise.
-        kind = str(result.error or "unknown").split(":", 1)[0]
+        kind = _kind_of(result.error)
         counts = self.stats.error_counts
         counts[kind] = counts.get(kind, 0) + 1
         if result.exception is not None:
@@ -199,6 +198,14 @@ def _result_of(journal: Journal, failure: Failure | Skipped | None) -> WorkItemR
     if isinstance(failure, Failure):
         result.exception = failure.error
     return result
+
+
+def _kind_of(error: object) -> str:
+    """What stands before the colon of an error, which is a text unless middleware made it."""
+    try:
+        return str(error or "unknown").split(":", 1)[0]
+    except Exception:
+        return type(error).__name__
 
 
 def _complete(result: WorkItemResult[Any, Any], journal: Journal, failure: Failure) -> None:
