@@ -1,7 +1,7 @@
 """Run many LLM calls from a pipeline script: at the provider's limit, with nothing lost."""
 
 import logging
-from importlib.metadata import version
+from typing import Any
 
 from batch_llm.base import (
     BatchProcessor,
@@ -47,7 +47,7 @@ from batch_llm.strategies import (
     StrategyContractError,
 )
 
-__version__ = version("batch-llm")
+__version__: str
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -92,3 +92,12 @@ __all__ = [
     "WorkItemResult",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # Read when asked for: this import alone takes as long as a third of ours.
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("batch-llm")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,6 @@ Clients are known by the names of their exception classes only, since a strategy
 any of them, or one that is not installed here.
 """
 
-import email.utils
 import math
 import re
 
@@ -88,8 +87,11 @@ def _header(headers: object, name: str) -> str | None:
 def _seconds_between(start: str | None, end: str) -> float | None:
     if start is None:
         return None
+    # Only now: its import takes longer than that of the rest of this room.
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415
+
     try:
-        moments = [email.utils.parsedate_to_datetime(text) for text in (start, end)]
+        moments = [parsedate_to_datetime(text) for text in (start, end)]
         return max(0.0, (moments[1] - moments[0]).total_seconds())
     except (ValueError, TypeError):
         return None
