@@ -150,6 +150,20 @@ class TestPrepare:
         (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
         assert "caches could not be listed" in record.getMessage()
 
+    async def test_a_warning_quotes_no_error_that_is_not_the_apis(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with GeminiEmulator() as server:
+            strategy = cached(server)
+
+            async def broken(**_: Any) -> Any:
+                raise LookupError("a secret prompt")
+
+            strategy.client.aio.caches.list = broken
+            await strategy.prepare()
+        (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        assert record.getMessage().startswith("caches could not be listed: LookupError; ")
+
     async def test_a_creation_that_was_cancelled_is_found_by_the_next_try(self) -> None:
         async with GeminiEmulator() as server:
             server.script(Fault.slow(60), operation="cache_create")

@@ -236,3 +236,20 @@ def test_an_answer_that_does_not_validate_is_retried() -> None:
 )
 def test_what_refuses_a_cache_for_good(error: Exception, refused: bool) -> None:
     assert tells_caching_refused(error) is refused
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("503 UNAVAILABLE", ("server_error", True, False)),
+        ("500 INTERNAL", ("server_error", True, False)),
+        ("400 INVALID_ARGUMENT", ("client_error", False, False)),
+        ("429 RESOURCE_EXHAUSTED", ("rate_limit", False, True)),
+        ("503 books were read", ("unknown", True, False)),
+    ],
+)
+def test_a_leading_status_counts_where_there_is_only_a_text(
+    text: str, expected: tuple[str, bool, bool]
+) -> None:
+    info = GeminiErrorClassifier().classify(Exception(text))
+    assert (info.error_category, info.is_retryable, info.is_rate_limit) == expected

@@ -57,7 +57,9 @@ async def test_a_middleware_need_not_have_every_hook() -> None:
     assert [call.prompt for call in provider.calls] == ["prompt 0 please", "prompt 1 please"]
 
 
-async def test_a_rate_limit_strategy_need_not_know_slow_start() -> None:
+async def test_a_rate_limit_strategy_need_not_know_slow_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Pause:
         async def on_rate_limit(self, worker_id: int, consecutive: int) -> float:
             return 7.0
@@ -65,6 +67,7 @@ async def test_a_rate_limit_strategy_need_not_know_slow_start() -> None:
     provider = Provider(script(Refused()))
     await run(*items(provider, 2), rate_limit_strategy=Pause())
     assert provider.instants == [0.0, 7.0, 7.0]
+    assert caplog.messages == ["rate limited: all workers pause for 7 s"]
 
 
 async def test_what_is_assigned_between_runs_is_used_in_the_next() -> None:

@@ -296,3 +296,10 @@ def test_every_status_is_judged_by_its_number(status: int) -> None:
     assert info.is_rate_limit == (status == 429)
     assert (info.error_category == "unknown") == (not 400 <= status <= 599)
     assert info.is_retryable == (status in (408, 409) or not 400 <= status <= 499)
+
+
+@pytest.mark.parametrize("name", ["Retry-After", "retry-after"])
+def test_a_plain_dict_of_headers_may_have_either_spelling(name: str) -> None:
+    error: Any = Exception("429")
+    error.response = SimpleNamespace(headers={name: "3"})
+    assert DefaultErrorClassifier().classify(error).suggested_wait == 3.0
