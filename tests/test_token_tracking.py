@@ -183,6 +183,8 @@ async def test_a_timeout_has_no_usage_and_costs_none_of_the_others() -> None:
         ({"input_tokens": None, "output_tokens": 5}, {"input_tokens": 0, "output_tokens": 5}),
         ({"input_tokens": MagicMock()}, {"input_tokens": 0}),
         ({"input_tokens": -5}, {"input_tokens": 0}),
+        ({**USAGE, "output_tokens": -5}, {**USAGE, "output_tokens": 0}),
+        ({**HALF, "total_tokens": -5}, {**HALF, "total_tokens": 0}),
         ({"input_tokens": True}, {"input_tokens": 0}),
         ({"input_tokens": 7.0}, {"input_tokens": 7}),
         ({"input_tokens": float("nan")}, {"input_tokens": 0}),
@@ -202,6 +204,8 @@ async def test_a_timeout_has_no_usage_and_costs_none_of_the_others() -> None:
         "None-count",
         "mock-count",
         "negative",
+        "one-of-four-negative",
+        "one-of-three-negative",
         "bool",
         "float",
         "nan",
@@ -223,6 +227,19 @@ async def test_the_usage_of_a_strategy_is_not_changed() -> None:
     result, _, _ = await run_one(BilledError(), ("answer", usage))
     result.token_usage["input_tokens"] = 0
     assert usage == USAGE
+
+
+async def test_tokens_are_in_the_stats_as_soon_as_they_are_billed() -> None:
+    strategy = Script(with_usage(USAGE), ("answer", USAGE))
+    async with ParallelBatchProcessor[str, Any, Any]() as processor:
+        await processor.add_work(LLMWorkItem("id", strategy))
+        running = asyncio.create_task(processor.process_all())
+        await asyncio.sleep(0.5)
+        stats = await processor.get_stats()
+        assert (stats["processed"], stats["total_tokens"]) == (0, 120)
+        assert (stats["total_cached_tokens"], stats["total_output_tokens"]) == (60, 20)
+        assert (await running).results[0].token_usage == TWICE
+        assert (await processor.get_stats())["total_tokens"] == 240
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,17 @@ def _get(usage: Any, key: str) -> object:
     return cast("Mapping[str, object]", usage).get(key) if isinstance(usage, Mapping) else None
 
 
+def _sum(usages: list[Any], key: str) -> int:
+    try:
+        total: Any = sum([usage.get(key, 0) for usage in usages])
+    except (AttributeError, TypeError):
+        total = None
+    if isinstance(total, int):
+        return total
+    # A result that the caller's code made may hold anything.
+    return sum([count for usage in usages if isinstance(count := _get(usage, key), int)])
+
+
 PostProcessorFunc = Callable[[WorkItemResult[TOutput, TContext]], Awaitable[None] | None]
 """Gets each finished item's result, the very object that the run returns."""
 
@@ -139,20 +150,10 @@ class BatchResult(Generic[TOutput, TContext]):
         self.total_items = len(self.results)
         self.succeeded = len([result for result in self.results if result.success])
         self.failed = self.total_items - self.succeeded
-        self.total_input_tokens = self._sum("input_tokens")
-        self.total_output_tokens = self._sum("output_tokens")
-        self.total_cached_tokens = self._sum("cached_input_tokens")
-
-    def _sum(self, key: str) -> int:
         usages: list[Any] = [result.token_usage for result in self.results]
-        try:
-            total: Any = sum([usage.get(key, 0) for usage in usages])
-        except (AttributeError, TypeError):
-            total = None
-        if isinstance(total, int):
-            return total
-        # A result that the caller's code made may hold anything.
-        return sum([count for usage in usages if isinstance(count := _get(usage, key), int)])
+        self.total_input_tokens = _sum(usages, "input_tokens")
+        self.total_output_tokens = _sum(usages, "output_tokens")
+        self.total_cached_tokens = _sum(usages, "cached_input_tokens")
 
     def _all_input_tokens(self) -> int:
         """Input tokens with the cached part, for providers that report it apart too."""

@@ -33,7 +33,7 @@ from batch_llm.base import (
     TOutput,
     WorkItemResult,
 )
-from batch_llm.core.clock import wall_time
+from batch_llm.core.clock import clock_of, wall_time
 from batch_llm.core.config import ProcessorConfig
 from batch_llm.llm_strategies.base import LLMCallStrategy
 from batch_llm.middleware.base import Middleware
@@ -250,6 +250,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 self._gate,
                 self._deadlines,
                 self._recovery.classify,
+                stats=self._stats,
                 dry_run=config.dry_run,
                 detailed=config.enable_detailed_logging,
             ),
@@ -259,12 +260,12 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             events=self._events,
             progress=None if self.progress_callback is None else self._progress,
             stats=self._stats,
-            now=asyncio.get_running_loop().time,
+            now=clock_of(asyncio.get_running_loop()),
         )
         self._gate.start()
         self._events.start(self._watchers, pool.fail)
         self._progress.start(pool.fail)
-        self._events.emit(ProcessingEvent.BATCH_STARTED, total=self._stats.total)
+        self._events.emit(ProcessingEvent.BATCH_STARTED, {"total": self._stats.total})
         pool.start(runner)
         return pool
 
@@ -305,9 +306,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         stats = self._stats
         self._events.emit(
             ProcessingEvent.BATCH_COMPLETED,
-            total=stats.total,
-            succeeded=stats.succeeded,
-            failed=stats.failed,
+            {"total": stats.total, "succeeded": stats.succeeded, "failed": stats.failed},
         )
         await self._events.settle(None if pool.complete else OBSERVER_SECONDS)
         await self._watchers.stop()
@@ -358,8 +357,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         entry = self._lifecycle.entry_of(strategy)
         if entry.prepared:
             return
-        item: LLMWorkItem[TInput, TOutput, TContext] = LLMWorkItem("prepare", strategy)
-        failure = await self._lifecycle.prepare(entry, Journal(item, 0))
+        journal = Journal(0)
+        journal.begin(LLMWorkItem("prepare", strategy))
+        failure = await self._lifecycle.prepare(entry, journal)
         if failure is not None:
             raise failure.error
 

@@ -12,7 +12,7 @@ from batch_llm._engine.gate import Gate
 from batch_llm._engine.journal import Failure, Journal
 from batch_llm._engine.tasks import FATAL
 from batch_llm._engine.worker import Worker
-from batch_llm.base import LLMWorkItem
+from batch_llm.base import LLMWorkItem, ProcessingStats
 from batch_llm.llm_strategies.base import LLMCallStrategy
 from batch_llm.strategies.errors import ErrorInfo, FrameworkTimeoutError, StrategyContractError
 
@@ -29,22 +29,25 @@ class Attempts:
         gate: Has let the call out, and learns that one succeeded.
         deadlines: Bounds each call from then on.
         classify: Says what kind of failure an error is.
+        stats: Gets the tokens of each call.
         dry_run: Whether strategies are to pretend.
         detailed: Whether answers are logged too, beside the failures.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one builder, all by name
         self,
         gate: Gate,
         deadlines: Deadlines,
         classify: Callable[[BaseException, LLMWorkItem[Any, Any, Any]], ErrorInfo],
         *,
+        stats: ProcessingStats,
         dry_run: bool,
         detailed: bool,
     ) -> None:
         self._gate = gate
         self._deadlines = deadlines
         self._classify = classify
+        self._stats = stats
         self.dry_run = dry_run
         self._detailed = detailed
 
@@ -67,7 +70,8 @@ class Attempts:
         if self.dry_run:
             return _pretend(item.strategy, item.prompt)
         call: Any = item.strategy.execute(item.prompt, journal.attempt, self._deadlines.seconds)
-        if not _is_awaitable(call):
+        kind: type[Any] = type(call)
+        if kind is not CoroutineType and not inspect.isawaitable(call):
             raise _not_async(item.strategy, call)
         return call
 
@@ -98,11 +102,11 @@ class Attempts:
             raise asyncio.CancelledError
         if error is None and issubclass(type(returned), tuple) and len(returned) == 2:
             self._gate.consecutive = 0
-            journal.output, usage = returned
-            journal.bill(usage)
+            journal.output = returned[0]
+            journal.bill(returned[1], self._stats)
             if self._detailed:
                 item_id = journal.item.item_id
-                _log.debug("item %s: attempt %s: answer, %s", item_id, journal.attempt, usage)
+                _log.debug("item %s: attempt %s: answer, %s", item_id, journal.attempt, returned[1])
             return None
         if error is None:
             method = "dry_run" if self.dry_run else "execute"
@@ -111,12 +115,8 @@ class Attempts:
             raise error
         elif timed_out and isinstance(error, asyncio.CancelledError):
             error = _timeout(journal.item.strategy, self._deadlines.seconds)
-        journal.bill_failure(error)
+        journal.bill_failure(error, self._stats)
         return Failure(error, self._classify(error, journal.item))
-
-
-def _is_awaitable(call: object) -> bool:
-    return type(call) is CoroutineType or inspect.isawaitable(call)
 
 
 async def _pretend(strategy: Any, prompt: str) -> Any:
@@ -124,7 +124,7 @@ async def _pretend(strategy: Any, prompt: str) -> Any:
     if own is None:
         return await LLMCallStrategy[Any].dry_run(strategy, prompt)
     value = own(prompt)
-    return await value if _is_awaitable(value) else value
+    return await value if inspect.isawaitable(value) else value
 
 
 def _is_for(worker: Worker, error: BaseException) -> bool:

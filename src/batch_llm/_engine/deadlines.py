@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from batch_llm._engine.tasks import GRACE_SECONDS
+from batch_llm.core.clock import clock_of
 
 
 class Holder(Protocol):
@@ -33,12 +34,14 @@ class Deadlines:
         self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()
         self._open: dict[Holder, float] = {}
+        self._now = clock_of(self._loop)
         self._expired: dict[Holder, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def open(self, holder: Holder) -> None:
         """Start the holder's time."""
-        self._open[holder] = at = self._loop.time() + self.seconds
+        now = self._now
+        self._open[holder] = at = now() + self.seconds
         if self._timer is None:
             self._timer = self._loop.call_at(at, self._tick)
 

@@ -29,28 +29,21 @@ class _Feed:
         self.observer = observer
         self.backlog: deque[_Record] = deque()
         self.task: asyncio.Task[None]
-        self.wake_up: asyncio.Future[None] | None = None
+        self.asleep: asyncio.Future[None] | None = None
         self.caught_up: asyncio.Future[None] | None = None
         self.left_out = False
         self._timeouts = 0
-
-    def put(self, record: _Record) -> None:
-        if self.left_out:
-            return
-        self.backlog.append(record)
-        if self.wake_up is not None and not self.wake_up.done():
-            self.wake_up.set_result(None)
 
     async def work(self, deadlines: Deadlines, fail: Callable[[BaseException], None]) -> None:
         while not self.left_out:
             if not self.backlog:
                 await self._next_event()
                 continue
-            event, data = self.backlog[0]
+            event, data = self.backlog.popleft()
             error: BaseException | None = None
             deadlines.open(self)
             try:
-                called: Any = self.observer.on_event(event, dict(data))
+                called: Any = self.observer.on_event(event, data)
                 if type(called) is CoroutineType or inspect.isawaitable(called):
                     await called
             except BaseException as raised:
@@ -60,14 +53,18 @@ class _Feed:
                 self._judge(event, error, fail, timed_out=timed_out)
             else:
                 self._timeouts = 0
-            if not self.left_out:
-                self.backlog.popleft()
 
     async def _next_event(self) -> None:
         if self.caught_up is not None and not self.caught_up.done():
             self.caught_up.set_result(None)
-        self.wake_up = asyncio.get_running_loop().create_future()
-        await self.wake_up
+        self.asleep = asyncio.get_running_loop().create_future()
+        await self.asleep
+
+    def wake(self) -> None:
+        """Go on with the backlog."""
+        if self.asleep is not None and not self.asleep.done():
+            self.asleep.set_result(None)
+        self.asleep = None
 
     def _judge(
         self,
@@ -134,12 +131,16 @@ class Events:
             )
         self.watched, self.crowded = bool(self._feeds), False
 
-    def emit(self, event: ProcessingEvent, **data: Any) -> None:
-        """Queue an event for every observer."""
+    def emit(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
+        """Queue an event for every observer, each with data of its own."""
         for feed in self._feeds:
-            feed.put((event, data))
-            if len(feed.backlog) >= _BACKLOG:
-                self.crowded = True
+            if not feed.left_out:
+                feed.backlog.append((event, data))
+                data = data.copy() if len(self._feeds) > 1 else data
+                if feed.asleep is not None:
+                    feed.wake()
+                if len(feed.backlog) >= _BACKLOG:
+                    self.crowded = True
 
     async def settle(self, within_seconds: float | None = None) -> None:
         """Wait until every observer has seen every event.
@@ -150,7 +151,7 @@ class Events:
         loop = asyncio.get_running_loop()
         end = None if within_seconds is None else loop.time() + within_seconds
         for feed in self._feeds:
-            while feed.backlog and not feed.left_out and not feed.task.done():
+            while feed.asleep is None and not feed.left_out and not feed.task.done():
                 if feed.caught_up is None or feed.caught_up.done():
                     feed.caught_up = loop.create_future()
                 left = None if end is None else end - loop.time()

@@ -108,9 +108,11 @@ class Gate:
         finally:
             self._events.emit(
                 ProcessingEvent.COOLDOWN_STARTED,
-                worker_id=worker_id,
-                duration=seconds,
-                consecutive=self.consecutive,
+                {
+                    "worker_id": worker_id,
+                    "duration": seconds,
+                    "consecutive": self.consecutive,
+                },
             )
             if seconds > 0:
                 self._set_timer(asyncio.get_running_loop().time() + seconds, self._resume, seconds)
@@ -146,7 +148,7 @@ class Gate:
         data: dict[str, Any] = {"duration": seconds}
         if error is not None:
             data["error"] = describe(error)
-        self._events.emit(ProcessingEvent.COOLDOWN_ENDED, **data)
+        self._events.emit(ProcessingEvent.COOLDOWN_ENDED, data)
         self._slow_start = error is None
         self._let_out_since_resume = 0
         self._slow_ready_at = None

@@ -108,7 +108,8 @@ class Lifecycle:
         return entry.failure
 
     async def _prepare(self, entry: Entry, journal: Journal, name: str) -> None:
-        trial = Journal(journal.item, journal.worker_id)
+        trial = Journal(journal.worker_id)
+        trial.begin(journal.item)
         if entry.closing is not None:
             await asyncio.wait((entry.closing,))
         while True:

@@ -60,7 +60,7 @@ class Pool:
         self._tasks = tasks
         self._events = events
         self._runner: ItemRunner
-        self._in_hand = 0
+        self._busy = workers
         self._idle: deque[asyncio.Future[None]] = deque()
         self._adding: deque[asyncio.Future[None]] = deque()
         self._adders = 0
@@ -68,6 +68,7 @@ class Pool:
         self._collecting = collecting
         self._pause_at = _PAUSE_AFTER if collecting else 2 * workers + 16
         self._consumer: asyncio.Future[None] | None = None
+        self._wanted = False
         self._full: deque[asyncio.Future[None]] = deque()
         self._over = False
         self.complete = False
@@ -78,7 +79,7 @@ class Pool:
         self._runner = runner
         for worker_id in range(self._workers):
             if self._events.watched:
-                self._events.emit(ProcessingEvent.WORKER_STARTED, worker_id=worker_id)
+                self._events.emit(ProcessingEvent.WORKER_STARTED, {"worker_id": worker_id})
             self._hire(Worker(worker_id))
 
     async def results(self) -> AsyncGenerator[list[Result], None]:
@@ -99,6 +100,7 @@ class Pool:
             if self._over:
                 return
             self._consumer = asyncio.get_running_loop().create_future()
+            self._wanted = not self._collecting
             await self._consumer
 
     def rest(self) -> list[Result]:
@@ -156,6 +158,10 @@ class Pool:
         for waiting in (self._idle, self._adding, self._full):
             while waiting:
                 _wake(waiting)
+        self._wake_consumer()
+
+    def _wake_consumer(self) -> None:
+        self._wanted = False
         if self._consumer is not None and not self._consumer.done():
             self._consumer.set_result(None)
 
@@ -185,24 +191,21 @@ class Pool:
         if task.cancelled() and not (self._over or worker.replaced):
             self._succeed(worker, asyncio.CancelledError("the worker's task was cancelled"))
         if self._events.watched and not worker.replaced:
-            self._events.emit(ProcessingEvent.WORKER_STOPPED, worker_id=worker.id)
+            self._events.emit(ProcessingEvent.WORKER_STOPPED, {"worker_id": worker.id})
 
     async def _work(self, worker: Worker, error: BaseException | None) -> None:
         queue, run = self._queue, self._runner.run
         try:
-            if error is not None and worker.journal is not None:
-                self._hand_over(await self._runner.take_over(worker.journal, error))
-                worker.journal = None
+            if error is not None and worker.journal.open:
+                self._hand_over(worker, await self._runner.take_over(worker.journal, error))
             while not self._over:
                 if not queue:
                     await self._next_item()
                     continue
-                self._in_hand += 1
                 if self._adding:
                     _wake(self._adding)
-                self._hand_over(await run(queue.popleft(), worker))
-                worker.journal = None
-                if len(self._outbox) >= self._pause_at or self._events.crowded:
+                outbox_full = self._hand_over(worker, await run(queue.popleft(), worker))
+                if outbox_full or self._events.crowded:
                     await self._pause()
         except asyncio.CancelledError:
             self._save(worker)
@@ -216,24 +219,31 @@ class Pool:
     def _save(self, worker: Worker) -> None:
         """Keep a result that everybody was told of when the end of the run overtook it."""
         journal = worker.journal
-        if self._over and not worker.replaced and journal is not None and journal.result:
+        if self._over and not worker.replaced and journal.open and journal.result:
             self._outbox.append(journal.result)
 
     async def _next_item(self) -> None:
         """Wait for an item, or notice that there will be none."""
-        if self._in_hand == 0 and self._adders == 0:
-            self.complete = True
-            self.end()
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._idle.append(turn)
-        await turn
+        self._busy -= 1
+        try:
+            if not (self._busy or self._adders):
+                self.complete = True
+                self.end()
+                return
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(turn)
+            await turn
+        finally:
+            self._busy += 1
 
-    def _hand_over(self, result: Result) -> None:
-        self._in_hand -= 1
-        self._outbox.append(result)
-        if not (self._collecting or self._consumer is None or self._consumer.done()):
-            self._consumer.set_result(None)
+    def _hand_over(self, worker: Worker, result: Result) -> bool:
+        """Put a worker's result into the outbox; whether that is full now."""
+        worker.journal.open = False
+        outbox = self._outbox
+        outbox.append(result)
+        if self._wanted:
+            self._wake_consumer()
+        return len(outbox) >= self._pause_at
 
     async def _pause(self) -> None:
         """Let others have their turn: observers, the consumer, or just the loop."""

@@ -111,8 +111,7 @@ class Recovery:
         if self._events.watched:
             self._events.emit(
                 ProcessingEvent.RATE_LIMIT_HIT,
-                item_id=journal.item.item_id,
-                worker_id=journal.worker_id,
+                {"item_id": journal.item.item_id, "worker_id": journal.worker_id},
             )
         await self._gate.cool_down(
             journal.epoch, worker_id=journal.worker_id, hint_seconds=info.suggested_wait

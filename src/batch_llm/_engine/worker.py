@@ -11,7 +11,7 @@ class Worker:
     Attributes:
         id: Its number in logs and events.
         task: The task in which it makes its calls.
-        journal: The record of the item it has.
+        journal: The record of the item it has, or had last.
         replaced: Whether another has taken its place and its item.
     """
 
@@ -21,5 +21,5 @@ class Worker:
 
     def __init__(self, worker_id: int) -> None:
         self.id = worker_id
-        self.journal: Journal | None = None
+        self.journal = Journal(worker_id)
         self.replaced = False
