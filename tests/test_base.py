@@ -118,12 +118,12 @@ def test_every_summary_field_is_computed_from_the_results() -> None:
     ]
     batch = BatchResult(results, 99, 99, 99, 99, 99, 99)
     assert batch == BatchResult(results, 4, 3, 1, 150, 15, 80)
-    assert dataclasses.astuple(batch)[1:] == (4, 3, 1, 150, 15, 80)
+    assert dataclasses.astuple(batch)[1:7] == (4, 3, 1, 150, 15, 80)
 
 
 def test_a_batch_of_nothing_is_all_zeros() -> None:
     empty = BatchResult[str, None]([])
-    assert dataclasses.astuple(empty) == ([], 0, 0, 0, 0, 0, 0)
+    assert dataclasses.astuple(empty) == ([], 0, 0, 0, 0, 0, 0, False, [])
     assert (empty.cache_hit_rate(), empty.effective_input_tokens()) == (0.0, 0)
 
 

@@ -134,7 +134,18 @@ ProgressCallbackFunc = Callable[[int, int, str], Awaitable[None] | None]
 class BatchResult(Generic[TOutput, TContext]):
     """The results of one run, in the order in which the items finished.
 
-    All other fields are computed from ``results``; what is passed for them is ignored.
+    The counts are computed from ``results``; what is passed for them is ignored.
+
+    Attributes:
+        results: One for each finished item.
+        total_items: How many there are.
+        succeeded: Items with an answer.
+        failed: Items without one.
+        total_input_tokens: Prompt tokens of all attempts, cached ones included.
+        total_output_tokens: Answer tokens of all attempts.
+        total_cached_tokens: Prompt tokens that came from a cache.
+        interrupted: Whether Ctrl-C or ``cleanup`` ended the run.
+        not_run: Ids of the items that have no result because of that, begun ones first.
     """
 
     results: list[WorkItemResult[TOutput, TContext]]
@@ -144,6 +155,8 @@ class BatchResult(Generic[TOutput, TContext]):
     total_input_tokens: int = 0
     total_output_tokens: int = 0
     total_cached_tokens: int = 0
+    interrupted: bool = False
+    not_run: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         """Count the results."""

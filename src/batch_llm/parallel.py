@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from batch_llm._engine import doors
+from batch_llm._engine import doors, interrupts
 from batch_llm._engine.attempt import Attempts
 from batch_llm._engine.deadlines import Deadlines
 from batch_llm._engine.events import OBSERVER_SECONDS, Events
@@ -134,6 +134,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         seconds = config.timeout_per_item
         self._stats = ProcessingStats()
         self._pool: Pool | None = None
+        self._latest: Pool | None = None
         self._tasks = Tasks()
         self._watchers = Tasks()
         self._events = Events(self.observers)
@@ -185,7 +186,11 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         """Run everything queued, and what is added meanwhile.
 
         A cancelled call stops every worker and empties the queue; the processor can be
-        used again.
+        used again, and ``results`` has what was finished.
+
+        In a script, the first Ctrl-C begins no more calls and gives those in flight 30
+        seconds to finish; the result then says that it was interrupted and what was not
+        run. The second stops at once with KeyboardInterrupt.
 
         Returns:
             The results in the order in which the items finished.
@@ -194,34 +199,41 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             RuntimeError: A run is in progress.
             KeyboardInterrupt: User code raised it; likewise SystemExit.
         """
-        async with contextlib.aclosing(self._run(self._queue, collecting=True)) as batches:
-            return BatchResult([result async for batch in batches for result in batch])
+        pool = self._begin(self._queue, collecting=True)
+        results = self._results = []
+        async with contextlib.aclosing(self._run(pool)) as batches:
+            async for batch in batches:
+                results += batch
+        return BatchResult(results, interrupted=not pool.complete, not_run=pool.not_run)
+
+    @property
+    def results(self) -> list[WorkItemResult[TOutput, TContext]]:
+        """The results so far of the run in progress, or else of the last one.
+
+        They are here too when ``process_all`` was cancelled or came out with an error. A
+        new list each time; the next run starts an empty one.
+        """
+        return [*self._results, *(() if self._latest is None else self._latest.outbox)]
 
     async def _stream(self) -> AsyncGenerator[WorkItemResult[TOutput, TContext], None]:
         """The results of one run as they are made."""
-        async with contextlib.aclosing(self._run(self._queue)) as batches:
+        pool = self._begin(self._queue)
+        self._results = []
+        async with contextlib.aclosing(self._run(pool)) as batches:
             async for batch in batches:
                 for result in batch:
                     yield result
 
     async def _run(
-        self,
-        queue: deque[LLMWorkItem[TInput, TOutput, TContext]],
-        *,
-        collecting: bool = False,
+        self, pool: Pool
     ) -> AsyncGenerator[list[WorkItemResult[TOutput, TContext]], None]:
         """The one way out of the engine: the results of one run, some at a time."""
-        if self._pool is not None:
-            raise RuntimeError(
-                "process_all() is already running; await it first, or use another processor"
-            )
-        pool = self._begin(queue, collecting=collecting)
+        interrupts.listen(pool)
         try:
             async for results in pool.results():
                 yield results
         finally:
-            if not pool.complete:
-                queue.clear()
+            interrupts.forget(pool)
             await self._end(pool)
         if rest := pool.rest():
             yield rest
@@ -229,13 +241,20 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             raise pool.error
 
     def _begin(
-        self, queue: deque[LLMWorkItem[TInput, TOutput, TContext]], *, collecting: bool
+        self,
+        queue: deque[LLMWorkItem[TInput, TOutput, TContext]],
+        *,
+        collecting: bool = False,
     ) -> Pool:
+        if self._pool is not None:
+            raise RuntimeError(
+                "process_all() is already running; await it first, or use another processor"
+            )
         config = self.config
         self._take_over_attributes()
         self._stats = ProcessingStats(total=len(queue), start_time=wall_time())
         self._ending = asyncio.Lock()
-        self._pool = pool = Pool(
+        self._pool = self._latest = pool = Pool(
             queue,
             workers=config.max_workers,
             max_queue_size=config.max_queue_size,
@@ -300,6 +319,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 self._gate.reset()
                 self._events.stop()
                 self._deadlines.stop()
+                pool.close()
                 self._pool = None
 
     async def _tell_end(self, pool: Pool) -> None:
@@ -316,9 +336,10 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
         Called during a run it ends the run, and ``process_all`` returns what there is.
         """
-        await super().cleanup()
         if self._pool is not None:
             self._pool.end()
+        await super().cleanup()
+        if self._pool is not None:
             if self._is_called_by_a_hook():
                 # The run cannot wait for one of its own hooks; whoever consumes it cleans up.
                 return
@@ -349,8 +370,11 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
     ) -> WorkItemResult[TOutput, TContext]:
         """Process one item as a run of its own."""
         self._lifecycle.expect(work_item.strategy)
-        async with contextlib.aclosing(self._run(deque([work_item]))) as batches:
-            return (await anext(batches))[0]
+        pool = self._begin(deque([work_item]))
+        async with contextlib.aclosing(self._run(pool)) as batches:
+            async for [result] in batches:
+                return result
+        raise KeyboardInterrupt
 
     async def _ensure_strategy_prepared(self, strategy: LLMCallStrategy[TOutput]) -> None:
         """Prepare a strategy now, once, unless it is prepared already."""

@@ -70,10 +70,13 @@ class Attempts:
         if self.dry_run:
             return _pretend(item.strategy, item.prompt)
         call: Any = item.strategy.execute(item.prompt, journal.attempt, self._deadlines.seconds)
-        kind: type[Any] = type(call)
-        if kind is not CoroutineType and not inspect.isawaitable(call):
+        if type(call) is not CoroutineType and not inspect.isawaitable(call):
             raise _not_async(item.strategy, call)
-        return call
+        return call  # pyright: ignore[reportUnknownVariableType] - narrowed from Any
+
+    def in_flight(self, worker: Worker) -> bool:
+        """Whether a call of the worker's is on its way."""
+        return worker in self._deadlines
 
     def outcome(
         self, journal: Journal, worker: Worker, returned: Any, error: BaseException | None

@@ -38,6 +38,10 @@ class Deadlines:
         self._expired: dict[Holder, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
+    def __contains__(self, holder: Holder) -> bool:
+        """Whether the holder has a call under way."""
+        return holder in self._open or holder in self._expired
+
     def open(self, holder: Holder) -> None:
         """Start the holder's time."""
         now = self._now

@@ -31,6 +31,7 @@ class Gate:
         epoch: Number of cooldowns so far. A call remembers it when it is let out, so that
             its late refusal does not start a second cooldown.
         consecutive: Cooldowns since any call succeeded.
+        closed: Whether no call goes out any more in this run.
         wide_open: Whether a call may go out at once, with nothing to wait for or count.
     """
 
@@ -59,6 +60,7 @@ class Gate:
         self._let_out_since_resume = 0
         self._last_let_out = 0.0
         self._slow_ready_at: float | None = None
+        self.closed = False
         self.wide_open = meter is None
 
     def start(self) -> None:
@@ -72,7 +74,13 @@ class Gate:
                 self._meter.reset()
 
     async def acquire(self) -> None:
-        """Wait until a call may go out."""
+        """Wait until a call may go out.
+
+        Raises:
+            asyncio.CancelledError: The gate is closed.
+        """
+        if self.closed:
+            raise asyncio.CancelledError
         loop = asyncio.get_running_loop()
         if not self._waiting and self.resumed.is_set() and self._ready_at() <= loop.time():
             self._let_out(loop.time())
@@ -155,8 +163,13 @@ class Gate:
         self._last_let_out = asyncio.get_running_loop().time()
         self._advance()
 
+    def close(self) -> None:
+        """Let out no more calls in this run."""
+        self.closed, self.wide_open = True, False
+
     def reset(self) -> None:
         """End cooldown and slow start; the next run starts with an open gate."""
+        self.closed = False
         self.resumed.set()
         self._slow_start = False
         self.consecutive = 0

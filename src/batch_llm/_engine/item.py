@@ -90,6 +90,7 @@ class ItemRunner:
         self, journal: Journal, failure: Failure | Skipped | None
     ) -> WorkItemResult[Any, Any]:
         """Make the item's result, and let everybody know."""
+        journal.concluding = True
         result = _result_of(journal, failure)
         if self.hooks.middlewares:
             if failure is None:
@@ -105,6 +106,11 @@ class ItemRunner:
         if (last_of := self._leave(journal)) is not None:
             await self.lifecycle.retire(last_of)
         return result
+
+    def may_stop(self, worker: Worker) -> bool:
+        """Whether nothing that was paid for is lost if the worker stops now."""
+        journal = worker.journal
+        return not journal.open or not (journal.concluding or self.attempts.in_flight(worker))
 
     async def take_over(self, journal: Journal, error: BaseException) -> WorkItemResult[Any, Any]:
         """Conclude an item whose worker is gone, from wherever that worker left off."""

@@ -60,11 +60,13 @@ class Journal:
         output: The answer, once there is one.
         usage: TokenUsage of all attempts so far.
         result: The result, once there is one.
+        concluding: Whether there is an outcome, and only hooks are left to be called.
         released: Whether the strategy was told that the item is done.
     """
 
     __slots__ = (
         "attempt",
+        "concluding",
         "epoch",
         "item",
         "open",
@@ -98,7 +100,7 @@ class Journal:
         # Any on a hot path: a cast is a call.
         self.usage: Any = {}
         self.result: WorkItemResult[Any, Any] | None = None
-        self.released = self.repeats = False
+        self.released = self.repeats = self.concluding = False
 
     def bill(self, usage: Any, stats: ProcessingStats) -> None:
         """Add the tokens of an attempt, in whatever shape they come, here and to the stats."""

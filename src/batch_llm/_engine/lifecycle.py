@@ -116,9 +116,9 @@ class Lifecycle:
             await self._gate.resumed.wait()
             trial.epoch = self._gate.epoch
             trial.attempt += 0 if trial.repeats else 1
-            trial.repeats, entry.used = False, True
+            trial.repeats = False
             settled = await self._tasks.bounded(
-                hook(entry.strategy, "prepare"), seconds=self._seconds, what=name
+                lambda: _begin(entry), seconds=self._seconds, what=name
             )
             if settled.error is None:
                 entry.prepared = True
@@ -193,3 +193,9 @@ class Lifecycle:
         for error in errors:
             if isinstance(error, FATAL):
                 raise error
+
+
+def _begin(entry: Entry) -> Any:
+    """Call prepare, and only then count the strategy as one to clean up."""
+    entry.used = True
+    return hook(entry.strategy, "prepare")()

@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 Item = LLMWorkItem[Any, Any, Any]
 Result = WorkItemResult[Any, Any]
 
+WIND_DOWN_SECONDS = 30.0
+"""How long calls in flight may go on after the first Ctrl-C."""
+
 # Calls that never wait must not keep the loop for themselves.
 _PAUSE_AFTER = 100
 
@@ -27,7 +30,8 @@ _PAUSE_AFTER = 100
 class Pool:
     """The workers of one run: they take items from a queue and hand results to a consumer.
 
-    The run is over when the queue is empty and no worker has an item. Streaming, a few
+    The run is over when the queue is empty and no worker has an item; or before that, when
+    it is ended, or wound down and no call is in flight any more. Streaming, a few
     results per worker wait for the consumer at most; then the workers wait for it too.
     Collecting, the consumer wants all of them together at the end, and is woken once.
 
@@ -40,6 +44,8 @@ class Pool:
         events: Told of workers.
 
     Attributes:
+        outbox: Results that nobody has taken yet.
+        not_run: Ids of items that the end of the run left without a result, once closed.
         error: What stopped the run and is to come out of it.
         complete: Whether the run ended by itself, with nothing left to do.
     """
@@ -64,13 +70,18 @@ class Pool:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._adding: deque[asyncio.Future[None]] = deque()
         self._adders = 0
-        self._outbox: list[Result] = []
+        self.outbox: list[Result] = []
         self._collecting = collecting
         self._pause_at = _PAUSE_AFTER if collecting else 2 * workers + 16
         self._consumer: asyncio.Future[None] | None = None
         self._wanted = False
         self._full: deque[asyncio.Future[None]] = deque()
+        self._crew: dict[int, Worker] = {}
+        self._working = 0
+        self.not_run: list[str] = []
+        self._taking = True
         self._over = False
+        self._grace: asyncio.TimerHandle | None = None
         self.complete = False
         self.error: BaseException | None = None
 
@@ -90,8 +101,8 @@ class Pool:
             SystemExit: User code raised it.
         """
         while True:
-            while self._outbox and (self._over or not self._collecting):
-                made, self._outbox = self._outbox, []
+            while self.outbox and (self._over or not self._collecting):
+                made, self.outbox = self.outbox, []
                 while self._full:
                     _wake(self._full)
                 yield made
@@ -105,7 +116,7 @@ class Pool:
 
     def rest(self) -> list[Result]:
         """What was finished while the run was ended."""
-        rest, self._outbox = self._outbox, []
+        rest, self.outbox = self.outbox, []
         return rest
 
     async def add(self, item: Item, *, waits: bool) -> None:
@@ -152,9 +163,37 @@ class Pool:
         self.error = self.error or error
         self.end()
 
+    def wind_down(self) -> None:
+        """Take no more items and make no more calls; end once those in flight are finished."""
+        self._taking = False
+        self._runner.gate.close()
+        staying = [worker for worker in self._crew.values() if not self._runner.may_stop(worker)]
+        for worker in self._crew.values():
+            if worker not in staying:
+                worker.task.cancel()
+        if staying:
+            _log.warning(
+                "interrupted: %d items in flight may finish within %g s; "
+                "interrupt again to stop at once",
+                len(staying),
+                WIND_DOWN_SECONDS,
+            )
+        self._grace = asyncio.get_running_loop().call_later(WIND_DOWN_SECONDS, self.end)
+
+    def close(self) -> None:
+        """Let go of the workers; all that could be finished is."""
+        begun = [worker.journal for worker in self._crew.values() if worker.journal.open]
+        self.not_run = [journal.item.item_id for journal in begun] + self.not_run
+        self._crew.clear()
+
     def end(self) -> None:
-        """Take no more items; whoever waits goes on."""
-        self._over = True
+        """Take no more items and drop those that wait; whoever waits goes on."""
+        if not self._over:
+            self.not_run = [item.item_id for item in self._queue]
+            self._queue.clear()
+        self._over, self._taking = True, False
+        if self._grace is not None:
+            self._grace.cancel()
         for waiting in (self._idle, self._adding, self._full):
             while waiting:
                 _wake(waiting)
@@ -182,23 +221,28 @@ class Pool:
         self._hire(successor, error)
 
     def _hire(self, worker: Worker, error: BaseException | None = None) -> None:
+        self._crew[worker.id] = worker
+        self._working += 1
         worker.task = self._tasks.spawn(
             self._work(worker, error), name=f"batch_llm worker {worker.id}"
         )
         worker.task.add_done_callback(lambda task: self._gone(worker, task))
 
     def _gone(self, worker: Worker, task: asyncio.Task[None]) -> None:
-        if task.cancelled() and not (self._over or worker.replaced):
+        self._working -= 1
+        if task.cancelled() and self._taking and not worker.replaced:
             self._succeed(worker, asyncio.CancelledError("the worker's task was cancelled"))
         if self._events.watched and not worker.replaced:
             self._events.emit(ProcessingEvent.WORKER_STOPPED, {"worker_id": worker.id})
+        if not self._working:
+            self.end()
 
     async def _work(self, worker: Worker, error: BaseException | None) -> None:
         queue, run = self._queue, self._runner.run
         try:
             if error is not None and worker.journal.open:
                 self._hand_over(worker, await self._runner.take_over(worker.journal, error))
-            while not self._over:
+            while self._taking:
                 if not queue:
                     await self._next_item()
                     continue
@@ -219,8 +263,8 @@ class Pool:
     def _save(self, worker: Worker) -> None:
         """Keep a result that everybody was told of when the end of the run overtook it."""
         journal = worker.journal
-        if self._over and not worker.replaced and journal.open and journal.result:
-            self._outbox.append(journal.result)
+        if not (self._taking or worker.replaced) and journal.open and journal.result:
+            self._hand_over(worker, journal.result)
 
     async def _next_item(self) -> None:
         """Wait for an item, or notice that there will be none."""
@@ -239,7 +283,7 @@ class Pool:
     def _hand_over(self, worker: Worker, result: Result) -> bool:
         """Put a worker's result into the outbox; whether that is full now."""
         worker.journal.open = False
-        outbox = self._outbox
+        outbox = self.outbox
         outbox.append(result)
         if self._wanted:
             self._wake_consumer()
@@ -250,10 +294,10 @@ class Pool:
         if self._events.crowded:
             await self._events.settle()
         if self._collecting:
-            self._pause_at = len(self._outbox) + _PAUSE_AFTER
+            self._pause_at = len(self.outbox) + _PAUSE_AFTER
             await asyncio.sleep(0)
             return
-        while len(self._outbox) >= self._pause_at and not self._over:
+        while len(self.outbox) >= self._pause_at and self._taking:
             room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._full.append(room)
             await room

@@ -80,6 +80,9 @@ class Recovery:
 
         Returns:
             Whether to go on.
+
+        Raises:
+            asyncio.CancelledError: To go on, but the gate is closed.
         """
         _log.debug(
             "item %s: attempt %s: %s: %r",
@@ -95,12 +98,15 @@ class Recovery:
             rate_limits=journal.rate_limits,
             random=random.random(),
         )
+        goes_on = decision.verdict in (Verdict.RETRY, Verdict.REPEAT)
+        if goes_on and self._gate.closed:
+            raise asyncio.CancelledError
         journal.repeats = decision.verdict is Verdict.REPEAT
         if decision.delay_seconds > 0:
             await asyncio.sleep(decision.delay_seconds)
         if decision.verdict is Verdict.GIVE_UP_WAITING:
             failure.error = _too_many_rate_limits(journal, failure)
-        return decision.verdict in (Verdict.RETRY, Verdict.REPEAT)
+        return goes_on
 
     async def pause_if_rate_limited(self, journal: Journal, info: ErrorInfo) -> None:
         """Count a refusal and let everybody cool down, once for the refusals of one time."""

@@ -51,7 +51,7 @@ async def _process(
     options: DemoOptions, strategy: BookStrategy, rows: JsonLines, line: ProgressLine
 ) -> Report:
     metrics, finished = MetricsObserver(), list[Result]()
-    started, interrupted = loop_time(), False
+    started = loop_time()
     write_error: str | None = None
 
     async def keep(result: Result) -> None:
@@ -73,7 +73,7 @@ async def _process(
         for book in read_books(options.items):
             await processor.add_work(LLMWorkItem(book.book_id, strategy, prompt_for(book), book))
         try:
-            await processor.process_all()
+            interrupted = (await processor.process_all()).interrupted and write_error is None
         except asyncio.CancelledError:
             interrupted = True
     return Report(
