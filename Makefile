@@ -12,7 +12,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Rooms whose every branch is tested.
 CORE := src/batch_llm/core/*,src/batch_llm/strategies/*,src/batch_llm/base.py,src/batch_llm/_engine/*,src/batch_llm/parallel.py
 
-.PHONY: demo test check bench format format-check lint types layers coverage compat wheel clean constraints
+.PHONY: demo test check soak bench format format-check lint types layers coverage compat wheel clean constraints
 .DEFAULT_GOAL := test
 # One check at a time: a machine's cores belong to the check that runs.
 .NOTPARALLEL:
@@ -62,6 +62,10 @@ wheel: $(VENV)/.ready
 	cp -R tests docs examples benchmarks README.md Makefile pyproject.toml build/wheel/elsewhere
 	PATH="$(CURDIR)/$(VENV_WHEEL)/bin:$$PATH" $(BIN)/pyright --verifytypes batch_llm --ignoreexternal
 	cd build/wheel/elsewhere && $(CURDIR)/$(VENV_WHEEL)/bin/python -m pytest
+
+# A hundred thousand simulated runs on all cores; no part of the checks, since it takes a while.
+soak: $(VENV)/.ready
+	$(BIN)/python -m batch_llm.testing.simulate --seeds 100000
 
 # Ratios of CPU time; no part of the checks, since machines are noisy.
 bench: $(VENV)/.ready

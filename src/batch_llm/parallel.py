@@ -306,6 +306,8 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             try:
                 pool.end()
                 await self._tasks.stop()
+                self._deadlines.stop()
+                pool.close()
                 try:
                     await self._lifecycle.close(self._queue)
                 except FATAL as error:

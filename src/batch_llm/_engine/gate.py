@@ -151,7 +151,7 @@ class Gate:
         return float(settled.value), None
 
     def _resume(self, seconds: float, error: BaseException | None = None) -> None:
-        self._timer = None
+        self._clear_timer()
         self.resumed.set()
         data: dict[str, Any] = {"duration": seconds}
         if error is not None:

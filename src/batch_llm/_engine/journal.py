@@ -10,6 +10,9 @@ from batch_llm.strategies.errors import ErrorInfo
 
 _log = logging.getLogger(__name__)
 
+# A proxy's error page may be a megabyte.
+_LONGEST_TEXT = 2_000
+
 _KEYS = ("input_tokens", "output_tokens", "total_tokens", "cached_input_tokens")
 
 
@@ -40,6 +43,8 @@ def describe(error: BaseException) -> str:
         text = str(error)
     except Exception as broken:
         text = f"(its text cannot be read: {type(broken).__name__})"
+    if len(text) > _LONGEST_TEXT:
+        text = f"{text[:_LONGEST_TEXT]}… ({len(text):,} characters)"
     return f"{type(error).__name__}: {text}"
 
 

@@ -52,6 +52,16 @@ class Entry:
         self.preparing: asyncio.Task[Settled] | None = None
         self.failure: Failure | None = None
 
+    def prepare(self) -> Any:
+        """Call the strategy's prepare; only from now on is there something to clean up."""
+        self.used = True
+        return hook(self.strategy, "prepare")()
+
+    def cleanup(self) -> Any:
+        """Call the strategy's cleanup."""
+        self.used = False
+        return hook(self.strategy, "cleanup")()
+
 
 class Lifecycle:
     """Knows every strategy instance that has items, by identity.
@@ -117,9 +127,7 @@ class Lifecycle:
             trial.epoch = self._gate.epoch
             trial.attempt += 0 if trial.repeats else 1
             trial.repeats = False
-            settled = await self._tasks.bounded(
-                lambda: _begin(entry), seconds=self._seconds, what=name
-            )
+            settled = await self._tasks.bounded(entry.prepare, seconds=self._seconds, what=name)
             if settled.error is None:
                 entry.prepared = True
                 return
@@ -173,9 +181,9 @@ class Lifecycle:
             self._idle.pop(id(entry.strategy), None)
             if entry.used:
                 name = f"{type(entry.strategy).__name__}.cleanup"
-                calls.append((name, hook(entry.strategy, "cleanup")))
+                calls.append((name, entry.cleanup))
             # Whoever comes meanwhile prepares anew, once this is over.
-            entry.used = entry.prepared = False
+            entry.prepared = False
             entry.preparing, entry.closing = None, closing
         try:
             ends = await self._tasks.bounded_all(calls, seconds=self._seconds)
@@ -183,7 +191,7 @@ class Lifecycle:
             closing.set_result(None)
             for entry in entries:
                 entry.closing = None
-                if not entry.pending:
+                if not (entry.pending or entry.used):
                     self._entries.pop(id(entry.strategy), None)
         errors = [end.error for end in ends]
         for (name, _), error in zip(calls, errors, strict=True):
@@ -193,9 +201,3 @@ class Lifecycle:
         for error in errors:
             if isinstance(error, FATAL):
                 raise error
-
-
-def _begin(entry: Entry) -> Any:
-    """Call prepare, and only then count the strategy as one to clean up."""
-    entry.used = True
-    return hook(entry.strategy, "prepare")()

@@ -181,9 +181,13 @@ class Pool:
         self._grace = asyncio.get_running_loop().call_later(WIND_DOWN_SECONDS, self.end)
 
     def close(self) -> None:
-        """Let go of the workers; all that could be finished is."""
+        """Let go of the workers: those that are left make calls that ignore the end of the run."""
         begun = [worker.journal for worker in self._crew.values() if worker.journal.open]
         self.not_run = [journal.item.item_id for journal in begun] + self.not_run
+        for worker in self._crew.values():
+            if not worker.task.done():
+                worker.replaced = True
+                self._tell_stopped(worker)
         self._crew.clear()
 
     def end(self) -> None:
@@ -232,10 +236,14 @@ class Pool:
         self._working -= 1
         if task.cancelled() and self._taking and not worker.replaced:
             self._succeed(worker, asyncio.CancelledError("the worker's task was cancelled"))
-        if self._events.watched and not worker.replaced:
-            self._events.emit(ProcessingEvent.WORKER_STOPPED, {"worker_id": worker.id})
+        if not worker.replaced:
+            self._tell_stopped(worker)
         if not self._working:
             self.end()
+
+    def _tell_stopped(self, worker: Worker) -> None:
+        if self._events.watched:
+            self._events.emit(ProcessingEvent.WORKER_STOPPED, {"worker_id": worker.id})
 
     async def _work(self, worker: Worker, error: BaseException | None) -> None:
         queue, run = self._queue, self._runner.run

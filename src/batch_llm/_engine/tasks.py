@@ -51,14 +51,15 @@ class Tasks:
     """The tasks of one run; none of them outlives ``stop`` unless it ignores cancellation."""
 
     def __init__(self) -> None:
-        self._alive: set[asyncio.Task[Any]] = set()
+        # In the order of their start, so that a run ends the same way each time.
+        self._alive: dict[asyncio.Task[Any], None] = {}
 
     def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Start a task."""
         # Not by the loop's task factory: an eager one would begin before the task is known here.
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name)
-        self._alive.add(task)
-        task.add_done_callback(self._alive.discard)
+        self._alive[task] = None
+        task.add_done_callback(self._forget)
         return task
 
     def __contains__(self, task: object) -> bool:
@@ -100,7 +101,7 @@ class Tasks:
                 task.cancel()
             raise
         if late:
-            await self._end(late)
+            await self._end([task for task in tasks if task in late])
         return [_too_late(task, seconds) if task in late else task.result() for task in tasks]
 
     def cancel(self) -> None:
@@ -113,18 +114,21 @@ class Tasks:
         if ending := self._others():
             await self._end(ending)
 
-    async def _end(self, tasks: set[asyncio.Task[Any]]) -> None:
+    async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
         """Cancel tasks, and wait for them for the grace; what then still runs is left behind."""
         for task in tasks:
             task.cancel()
         _, stuck = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
-        self._alive -= stuck
         for task in stuck:
+            self._forget(task)
             _log.error("%s ignores its cancellation and is left behind", task.get_name())
 
-    def _others(self) -> set[asyncio.Task[Any]]:
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._alive.pop(task, None)
+
+    def _others(self) -> list[asyncio.Task[Any]]:
         current = asyncio.current_task()
-        return {task for task in self._alive if task is not current}
+        return [task for task in self._alive if task is not current]
 
 
 def _too_late(task: asyncio.Task[Any], seconds: float | None) -> Settled:

@@ -1,0 +1,16 @@
+"""Two thousand generated runs, every invariant checked after each."""
+
+import pytest
+
+from batch_llm.testing.simulate.soak import play_seeds
+
+SEEDS = 2_000
+PARTS = 8
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_invariant_holds(part: int) -> None:
+    tally = play_seeds(range(part, SEEDS, PARTS))
+    assert tally.seeds == SEEDS // PARTS
+    assert tally.calls > tally.seeds
+    assert not tally.failures, str(tally)
