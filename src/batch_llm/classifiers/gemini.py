@@ -3,7 +3,6 @@
 Errors are known by class name, status and text: google-genai need not be installed.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -12,7 +11,8 @@ from batch_llm.strategies import _http
 from batch_llm.strategies.errors import BatchLLMError, DefaultErrorClassifier, ErrorInfo
 
 _API_ERRORS = frozenset({"ClientError", "ServerError"})
-_INVALID_ANSWERS = frozenset({"ValidationError", "UnexpectedModelBehavior"})
+# The SDK decodes the bodies of errors too: there as well, bytes that are no text come from outside.
+_INVALID_ANSWERS = frozenset({"ValidationError", "UnexpectedModelBehavior", "UnicodeDecodeError"})
 
 # The Developer API calls a cache that is gone forbidden, Vertex AI invalid or not found.
 _CACHE_GONE = re.compile(
@@ -21,11 +21,11 @@ _CACHE_GONE = re.compile(
     r"|invalid resource state for cached? ?content",
     re.IGNORECASE,
 )
-_CACHE_REFUSED = re.compile(
-    r"cach.*?(?:too small|not support|unsupported|not available|minimum token count)"
-    r"|(?:not support|unsupported).*?cach",
-    re.IGNORECASE | re.DOTALL,
+_UNSUPPORTED = re.compile(r"not support|unsupported", re.IGNORECASE)
+_REFUSED = re.compile(
+    r"too small|not support|unsupported|not available|minimum token count", re.IGNORECASE
 )
+_CACH = re.compile("cach", re.IGNORECASE)
 _LIMIT_ZERO = re.compile(r"\blimit\W{1,3}0(?![\d.])", re.IGNORECASE)
 _LEADING_STATUS = re.compile(r"([45]\d\d) (?=[A-Z])")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)s")
@@ -52,7 +52,7 @@ class GeminiErrorClassifier(DefaultErrorClassifier):
 
     def _by_leading_status(self, exception: Exception) -> ErrorInfo | None:
         """What stands for the status where there is only a text, such as "503 UNAVAILABLE"."""
-        found = _LEADING_STATUS.match(str(exception))
+        found = _LEADING_STATUS.match(_http.text_of(exception))
         if found is None or isinstance(exception, BatchLLMError):
             return None
         if found[1] == "504":
@@ -100,7 +100,7 @@ class GeminiErrorClassifier(DefaultErrorClassifier):
 
 def tells_cache_gone(exception: BaseException) -> bool:
     """Whether an error says that the cache expired, was deleted or never existed."""
-    text = str(exception)
+    text = _http.text_of(exception)
     lower = text.lower()
     return ("cache" in lower and "expired" in lower) or _CACHE_GONE.search(text) is not None
 
@@ -113,7 +113,7 @@ def tells_caching_refused(exception: BaseException) -> bool:
     """
     match _http.status_of(exception):
         case 400:
-            return _CACHE_REFUSED.search(str(exception)) is not None
+            return _tells_cache_refused(_http.text_of(exception))
         case 403 | 404:
             return True
         case 429:
@@ -122,17 +122,29 @@ def tells_caching_refused(exception: BaseException) -> bool:
             return False
 
 
+def _tells_cache_refused(text: str) -> bool:
+    """Whether a text speaks of caches and, before or behind that, of what is not to be had.
+
+    Two searches, since one pattern for both would take quadratic time over a long page.
+    """
+    named = _CACH.search(text)
+    if named is None:
+        return False
+    is_refused = _REFUSED.search(text, named.end()) or _UNSUPPORTED.search(text, 0, named.start())
+    return is_refused is not None
+
+
 def _class_names(exception: BaseException) -> set[str]:
     return {cls.__name__ for cls in type(exception).__mro__}
 
 
 def _tells_zero_quota(exception: BaseException) -> bool:
-    return _LIMIT_ZERO.search(str(exception)) is not None
+    return _LIMIT_ZERO.search(_http.text_of(exception)) is not None
 
 
 def _error_details(exception: BaseException) -> Iterator[Mapping[str, Any]]:
     """The google.rpc details of an error: e.details['error']['details']."""
-    body = getattr(exception, "details", None)
+    body = _http.attribute(exception, "details")
     error = _get(body, "error") or body
     for detail in _items(_get(error, "details")):
         if isinstance(detail, Mapping):
@@ -154,8 +166,8 @@ def _is_a(detail: Mapping[str, Any], name: str) -> bool:
 def _retry_delay(details: list[Mapping[str, Any]]) -> float | None:
     for detail in details:
         delay = _DURATION.fullmatch(str(detail.get("retryDelay")))
-        if delay and _is_a(detail, "RetryInfo") and math.isfinite(float(delay[1])):
-            return float(delay[1])
+        if delay and _is_a(detail, "RetryInfo"):
+            return _http.believed(float(delay[1]))
     return None
 
 

@@ -54,6 +54,7 @@ class GeminiCaches:
                 and end > latest_end
                 and getattr(cache, "display_name", None) == display_name
                 and _same_model(getattr(cache, "model", None), self._model)
+                and cache.name
                 and cache.name not in without
             ):
                 longest, latest_end = cache, end
@@ -67,7 +68,12 @@ class GeminiCaches:
             for cache in cast("list[Any]", found):
                 yield cache
         else:
+            seen: set[Any] = set()
             async for cache in found:
+                if cache.name in seen:
+                    # A page that names itself as the next: there would be no end.
+                    return
+                seen.add(cache.name)
                 yield cache
 
     async def create(self, **fields: Any) -> Any:

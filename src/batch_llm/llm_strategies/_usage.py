@@ -16,14 +16,15 @@ _NAMES = {
 }
 
 
+# Rates are computed with floats, so sums of counts have to stay within what a float holds.
+_TOO_MANY = 1e300
+
+
 def count(value: object) -> int:
-    """A token count as an int: None, mocks and negative or non-finite values count as 0."""
+    """A token count as an int: None, mocks and values that count nothing are 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0
-    try:
-        return max(0, int(value))
-    except (ValueError, OverflowError):
-        return 0
+    return int(value) if 0 <= value < _TOO_MANY else 0
 
 
 def read_usage(source: Any) -> TokenUsage:

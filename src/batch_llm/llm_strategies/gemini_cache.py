@@ -22,7 +22,7 @@ from batch_llm.llm_strategies._gemini_config import (
 )
 from batch_llm.llm_strategies._gemini_content import as_list, display_name_of, estimate_tokens
 from batch_llm.llm_strategies.gemini import GeminiStrategy
-from batch_llm.strategies.errors import CacheUnavailableError
+from batch_llm.strategies.errors import CacheUnavailableError, EmptyResponseError
 
 _log = logging.getLogger(__name__)
 
@@ -227,10 +227,8 @@ class GeminiCachedStrategy(GeminiStrategy[TOutput], Generic[TOutput]):
         name, asked_at = str(self._cache.name), wall_time()
         try:
             await self._caches.extend(name)
-            # It has its ttl from now on our own clock; the times that it came with are over.
-            usage = getattr(self._cache, "usage_metadata", None)
-            self._cache = SimpleNamespace(name=name, usage_metadata=usage)
-            self._cache_created_at = asked_at
+            # The times that it came with are over.
+            self._cache, self._cache_created_at = _without_times(self._cache), asked_at
             return
         except Exception as error:
             _log.warning("cache %s could not be extended: %s", name, _short(error))
@@ -283,7 +281,12 @@ class GeminiCachedStrategy(GeminiStrategy[TOutput], Generic[TOutput]):
             **parts | {"contents": self.cached_content or None},
             display_name=display_name_of(parts),
         )
+        if not cache.name:
+            raise EmptyResponseError("the answer to the creation of a cache names none; try again")
         self._cache, self._cache_created_at = cache, created_at
+        if self._remaining_seconds() <= 0:
+            # A newborn is not dead: believing its times, each call would create another.
+            self._cache = _without_times(cache)
         _log.info("cache %s created for %s", cache.name, self.model)
 
     def _parts(self) -> dict[str, Any]:
@@ -351,6 +354,12 @@ def _warn_of_old_sdk(api_version: str) -> None:
             DeprecationWarning,
             stacklevel=3,
         )
+
+
+def _without_times(cache: Any) -> Any:
+    """A cache that has its ttl on our own clock."""
+    usage = getattr(cache, "usage_metadata", None)
+    return SimpleNamespace(name=cache.name, usage_metadata=usage)
 
 
 def _short(error: Exception) -> str:

@@ -4,31 +4,49 @@ Clients are known by the names of their exception classes only, since a strategy
 any of them, or one that is not installed here.
 """
 
-import math
 import re
+from typing import Any
 
 # "quotation" and "record 14290" are no rate limits: words count at word boundaries, and
 # a bare number only where a status stands.
-_RATE_LIMIT = re.compile(
+_RATE_LIMIT = (
     r"(?:^|\(|\b(?:http|status|code|error|returned|got)\W{0,3}(?:code\W{0,3})?)429\b"
     r"|(?<![a-z])resource[ _]exhausted(?![a-z])"
     r"|(?<![a-z])quotas?(?![a-z])"
     r"|(?<![a-z])rate[ _-]?limit"
-    r"|(?<![a-z])too[ _-]many[ _-]requests(?![a-z])",
-    re.IGNORECASE,
+    r"|(?<![a-z])too[ _-]many[ _-]requests(?![a-z])"
 )
-_TIMEOUT = re.compile(r"timeout|\btimed?[ _-]out\b", re.IGNORECASE)
+_TIMEOUT = r"timeout|\btimed?[ _-]out\b"
 
 _TIMEOUT_NAMES = frozenset({"TimeoutException", "APITimeoutError"})
 _FAILURE_NAMES = frozenset(
     {"TransportError", "ClientConnectionError", "ClientPayloadError", "APIConnectionError"}
 )
 
+# A month: no quota renews more slowly, so who asks for more has made a mistake.
+_LONGEST_WAIT_SECONDS = 31 * 86_400.0
+
+
+def attribute(exception: BaseException, name: str) -> Any:
+    """An exception's attribute; None where there is none, or where it cannot be read."""
+    try:
+        return getattr(exception, name, None)
+    except Exception:
+        return None
+
+
+def text_of(exception: BaseException) -> str:
+    """An exception's text, empty where it cannot tell it."""
+    try:
+        return str(exception)
+    except Exception:
+        return ""
+
 
 def status_of(exception: BaseException) -> int | None:
     """The HTTP status that an exception carries, None without one."""
     for name in ("status_code", "code", "status"):
-        value = getattr(exception, name, None)
+        value = attribute(exception, name)
         if isinstance(value, int) and 100 <= value <= 599:
             return int(value)
     return None
@@ -36,12 +54,12 @@ def status_of(exception: BaseException) -> int | None:
 
 def tells_rate_limit(text: str) -> bool:
     """Whether an error text speaks of a rate limit."""
-    return _RATE_LIMIT.search(text) is not None
+    return re.search(_RATE_LIMIT, text, re.IGNORECASE) is not None
 
 
 def tells_timeout(text: str) -> bool:
     """Whether an error text speaks of a timeout."""
-    return _TIMEOUT.search(text) is not None
+    return re.search(_TIMEOUT, text, re.IGNORECASE) is not None
 
 
 def is_transport_timeout(exception: BaseException) -> bool:
@@ -58,21 +76,31 @@ def _class_names(exception: BaseException) -> set[str]:
     return {cls.__name__ for cls in type(exception).__mro__}
 
 
+def believed(wait_seconds: float) -> float | None:
+    """A wait that a server asks for, None where it cannot mean it."""
+    return wait_seconds if 0 <= wait_seconds <= _LONGEST_WAIT_SECONDS else None
+
+
 def retry_after_of(exception: BaseException) -> float | None:
     """Seconds that the response's Retry-After header asks to wait, None without a valid one.
 
     A date is taken relative to the response's own Date header: the two come from one
     clock, which ours need not agree with.
     """
-    headers = getattr(getattr(exception, "response", None), "headers", None)
-    value = _header(headers, "Retry-After")
+    try:
+        headers = getattr(attribute(exception, "response"), "headers", None)
+        value = _header(headers, "Retry-After")
+        date = None if value is None else _header(headers, "Date")
+    except Exception:
+        # The headers are an object of some client's.
+        return None
     if value is None:
         return None
     try:
-        seconds = float(value)
+        return believed(float(value))
     except ValueError:
-        return _seconds_between(_header(headers, "Date"), value)
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+        seconds = _seconds_between(date, value)
+    return None if seconds is None else believed(seconds)
 
 
 def _header(headers: object, name: str) -> str | None:
@@ -93,5 +121,5 @@ def _seconds_between(start: str | None, end: str) -> float | None:
     try:
         moments = [parsedate_to_datetime(text) for text in (start, end)]
         return max(0.0, (moments[1] - moments[0]).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -190,7 +190,7 @@ class DefaultErrorClassifier(ErrorClassifier):
         return _permanent("client_error")
 
     def _by_text(self, exception: Exception) -> ErrorInfo | None:
-        text = str(exception)
+        text = _http.text_of(exception)
         if _http.tells_rate_limit(text):
             return self._rate_limit(exception)
         if _http.is_transport_timeout(exception) or _http.tells_timeout(text):

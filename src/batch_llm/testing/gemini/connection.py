@@ -6,8 +6,8 @@ an answer is to leave later, a task only while the handler awaits.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import ModuleType
 from typing import Any, Literal
@@ -42,6 +42,8 @@ class HttpAnswer:
         status: HTTP status.
         body: The whole body.
         content_type: Its type.
+        headers: Fields beside the usual ones or in their place. They may contradict the body,
+            so the connection ends with such an answer.
         delay_seconds: How long to wait first.
         cut: Break the connection before the answer or in the middle of its body.
         record: The request's record; its status is set when the answer is sent.
@@ -50,6 +52,7 @@ class HttpAnswer:
     status: int
     body: bytes
     content_type: str = "application/json; charset=UTF-8"
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     delay_seconds: float = 0.0
     cut: Literal["before", "mid"] | None = None
     record: RecordedRequest | None = None
@@ -250,14 +253,15 @@ class Connection(asyncio.Protocol):
             self._waiting.clear()
             transport.abort()
             return
-        message = _encoded(answer, keep_alive=request.keep_alive)
+        keep_alive = request.keep_alive and not answer.headers
+        message = _encoded(answer, keep_alive=keep_alive)
         if answer.cut == "mid":
             transport.write(message[: len(message) - len(answer.body) // 2 - 1])
         else:
             if answer.record is not None:
                 answer.record.status = answer.status
             transport.write(message)
-        if answer.cut == "mid" or not request.keep_alive:
+        if answer.cut == "mid" or not keep_alive:
             self._waiting.clear()
             transport.close()
 
@@ -275,10 +279,14 @@ def _plain(status: int, text: str) -> HttpAnswer:
 
 
 def _encoded(answer: HttpAnswer, *, keep_alive: bool) -> bytes:
-    head = (
-        f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Unknown')}\r\n"
-        f"Content-Type: {answer.content_type}\r\n"
-        f"Content-Length: {len(answer.body)}\r\n"
-        f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
-    )
-    return head.encode() + answer.body
+    fields = {
+        "Content-Type": answer.content_type,
+        "Content-Length": str(len(answer.body)),
+        "Connection": "keep-alive" if keep_alive else "close",
+    }
+    fields |= {name.title(): value for name, value in answer.headers.items()}
+    lines = [
+        f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Unknown')}",
+        *(f"{name}: {value}" for name, value in fields.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + answer.body

@@ -4,8 +4,8 @@ A `Fault` is a name, an effect and a delay. The effects are data; the service ca
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Self, get_args
 
 from batch_llm.testing.gemini import errors
@@ -48,6 +48,7 @@ class RawAnswer:
     status: int
     body: bytes
     content_type: str = "application/json; charset=UTF-8"
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,22 @@ class Fault:
         """A proxy's error page instead of the API's answer."""
         page = _PROXY_PAGE.format(code=code, reason=_PROXY_REASONS.get(code, "Error"))
         return cls("html", RawAnswer(code, page.encode(), "text/html"))
+
+    @classmethod
+    def raw(
+        cls, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> Self:
+        """These very bytes instead of the API's answer; the connection ends with them.
+
+        Args:
+            body: The body, well-formed or not.
+            status: HTTP status.
+            headers: Header fields beside the usual ones, or in the place of those of the same
+                name: ``{"Content-Length": "9"}`` announces 9 bytes, whatever comes.
+        """
+        # Bytes that do not fit their head would else be taken for the next answer's.
+        sent = {"Connection": "close", **(headers or {})}
+        return cls("raw", RawAnswer(status, body, headers=sent))
 
     @classmethod
     def empty(cls) -> Self:

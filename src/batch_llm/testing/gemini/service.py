@@ -137,8 +137,10 @@ class Service:
         match fault.effect if fault else None:
             case Refuse(error):
                 raise error(record)
-            case RawAnswer(status, body, content_type):
-                return HttpAnswer(status=status, body=body, content_type=content_type)
+            case RawAnswer(status, body, content_type, headers):
+                return HttpAnswer(
+                    status=status, body=body, content_type=content_type, headers=headers
+                )
             case LoseCache(expired, vertex):
                 style = record.vertex if vertex is None else vertex
                 raise self._caches.lose(record.cached_content, expired=expired, vertex=style)
