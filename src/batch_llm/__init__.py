@@ -1,7 +1,7 @@
 """Run many LLM calls from a pipeline script: at the provider's limit, with nothing lost."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 from batch_llm.base import (
     BatchProcessor,
@@ -13,14 +13,9 @@ from batch_llm.base import (
     TokenUsage,
     WorkItemResult,
 )
-from batch_llm.classifiers import GeminiErrorClassifier
 from batch_llm.core import ProcessorConfig, RateLimitConfig, RetryConfig
-from batch_llm.llm_strategies import (
-    GeminiCachedStrategy,
-    GeminiStrategy,
-    LLMCallStrategy,
-    PydanticAIStrategy,
-)
+from batch_llm.core.late import late_names
+from batch_llm.llm_strategies import LLMCallStrategy
 from batch_llm.middleware import BaseMiddleware, Middleware
 from batch_llm.observers import (
     BaseObserver,
@@ -47,7 +42,34 @@ from batch_llm.strategies import (
     StrategyContractError,
 )
 
-__version__: str
+if TYPE_CHECKING:
+    from batch_llm.classifiers import GeminiErrorClassifier
+    from batch_llm.llm_strategies import (
+        GeminiCachedStrategy,
+        GeminiStrategy,
+        PydanticAIStrategy,
+    )
+
+    __version__: str
+else:
+    _find, __dir__ = late_names(
+        __name__,
+        {
+            "GeminiCachedStrategy": "llm_strategies",
+            "GeminiErrorClassifier": "classifiers",
+            "GeminiStrategy": "llm_strategies",
+            "PydanticAIStrategy": "llm_strategies",
+        },
+    )
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            # Read when asked for: this import alone takes as long as a third of ours.
+            from importlib.metadata import version  # noqa: PLC0415
+
+            return version("batch-llm")
+        return _find(name)
+
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -92,12 +114,3 @@ __all__ = [
     "WorkItemResult",
     "__version__",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        # Read when asked for: this import alone takes as long as a third of ours.
-        from importlib.metadata import version  # noqa: PLC0415
-
-        return version("batch-llm")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -55,6 +55,31 @@ for module in pkgutil.walk_packages(batch_llm.__path__, "batch_llm."):
         importlib.import_module(module.name)
 """
 
+QUICKLY = """
+import sys
+# What it may take with it; anything else has to be worth its time, or be imported where it is used.
+import asyncio, bisect, concurrent.futures.thread, json, pydantic, queue, random
+before = set(sys.modules)
+%s
+added = [name for name in sys.modules if name not in before and not name.startswith("_")]
+ours = [name for name in added if name.partition(".")[0] == "batch_llm"]
+of_one_provider = [name for name in ours if "gemini" in name or "pydantic_ai" in name]
+assert added == ours and not of_one_provider, added
+"""
+
+LATE = """
+import batch_llm
+assert {"GeminiStrategy", "classifiers", "llm_strategies"} <= set(dir(batch_llm))
+assert {"GeminiStrategy", "LLMCallStrategy", "gemini_cache"} <= set(dir(batch_llm.llm_strategies))
+assert batch_llm.classifiers.gemini.GeminiErrorClassifier is batch_llm.GeminiErrorClassifier
+assert batch_llm.llm_strategies.gemini.GeminiStrategy is batch_llm.GeminiStrategy
+from batch_llm.llm_strategies import *
+assert GeminiCachedStrategy is batch_llm.llm_strategies.gemini_cache.GeminiCachedStrategy
+from batch_llm import *
+assert PydanticAIStrategy is batch_llm.llm_strategies.pydantic_ai.PydanticAIStrategy
+assert not hasattr(batch_llm, "OpenAIStrategy") and not hasattr(batch_llm.classifiers, "openai")
+"""
+
 
 def complaints(code: str) -> str:
     """Run a program; whatever it prints."""
@@ -71,6 +96,14 @@ def test_importing_every_module_needs_no_extra() -> None:
     assert complaints(WITHOUT_EXTRAS % EVERY_MODULE) == ""
 
 
+def test_importing_loads_little() -> None:
+    assert complaints(QUICKLY % "import batch_llm") == ""
+
+
+def test_names_that_are_imported_late_are_there_when_asked_for() -> None:
+    assert complaints(LATE) == ""
+
+
 @pytest.mark.parametrize(
     ("code", "complaint"),
     [
@@ -80,8 +113,21 @@ def test_importing_every_module_needs_no_extra() -> None:
         (WATCHED % "open('/dev/null', 'w')", "/dev/null"),
         (WATCHED % "warnings.simplefilter('ignore')", "warning filters"),
         (WITHOUT_EXTRAS % "import httptools", "not a dependency"),
+        (QUICKLY % "import email", "'email'"),
+        (QUICKLY % "from pydantic import BaseModel", "'pydantic.main'"),
+        (QUICKLY % "from batch_llm import GeminiErrorClassifier", "'batch_llm.classifiers.gemini'"),
     ],
-    ids=["logging", "thread", "socket", "file", "warnings", "extra"],
+    ids=[
+        "logging",
+        "thread",
+        "socket",
+        "file",
+        "warnings",
+        "extra",
+        "stdlib",
+        "pydantic",
+        "provider",
+    ],
 )
 def test_what_an_import_must_not_do_is_found(code: str, complaint: str) -> None:
     assert complaint in complaints(code)
