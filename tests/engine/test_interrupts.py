@@ -104,6 +104,18 @@ def test_off_the_main_thread_there_is_no_ctrl_c() -> None:
         assert thread.submit(virtual_run, main()).result().succeeded == 1
 
 
+def test_an_item_on_its_own_is_interrupted_like_a_program() -> None:
+    async def main() -> Any:
+        loop = asyncio.get_running_loop()
+        loop.call_later(5.0, press_ctrl_c)
+        async with Processor(config=settings()) as processor:
+            [item] = items(Provider(seconds=100.0))
+            return await processor._process_item(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        virtual_run(main())
+
+
 def waits_to_retry(call: Call) -> Any:
     raise ConnectionError
 

@@ -74,13 +74,7 @@ class Gate:
                 self._meter.reset()
 
     async def acquire(self) -> None:
-        """Wait until a call may go out.
-
-        Raises:
-            asyncio.CancelledError: The gate is closed.
-        """
-        if self.closed:
-            raise asyncio.CancelledError
+        """Wait until a call may go out."""
         loop = asyncio.get_running_loop()
         if not self._waiting and self.resumed.is_set() and self._ready_at() <= loop.time():
             self._let_out(loop.time())

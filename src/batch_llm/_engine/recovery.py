@@ -60,16 +60,16 @@ class Recovery:
         if not isinstance(error, Exception):
             return _UNKNOWN
         given = self.classifier
-        for classifier in (_own_classifier(item.strategy) if given is None else given, _DEFAULT):
-            try:
-                return _error_info_of(classifier.classify(error))
-            except FATAL:
-                raise
-            except BaseException as broken:
-                kind = type(broken).__name__
-                _log.error("item %s: the classifier failed with %s", item.item_id, kind)
-                _log.debug("item %s: the classifier failed", item.item_id, exc_info=broken)
-        return _UNKNOWN
+        classifier = _own_classifier(item.strategy) if given is None else given
+        try:
+            return _error_info_of(classifier.classify(error))
+        except FATAL:
+            raise
+        except BaseException as broken:
+            kind = type(broken).__name__
+            _log.error("item %s: the classifier failed with %s", item.item_id, kind)
+            _log.debug("item %s: the classifier failed", item.item_id, exc_info=broken)
+        return _DEFAULT.classify(error)
 
     async def again(self, journal: Journal, failure: Failure) -> bool:
         """Decide whether a failed attempt is followed by another, and wait for it.
