@@ -39,6 +39,7 @@ from batch_llm.llm_strategies.base import LLMCallStrategy
 from batch_llm.middleware.base import Middleware
 from batch_llm.observers.base import ProcessorObserver
 from batch_llm.observers.events import ProcessingEvent
+from batch_llm.strategies.adaptive import AdaptiveLimit
 from batch_llm.strategies.errors import DefaultErrorClassifier, ErrorClassifier
 from batch_llm.strategies.rate_limit import ExponentialBackoffStrategy, RateLimitStrategy
 from batch_llm.strategies.retry import RetryPolicy
@@ -102,8 +103,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self.error_classifier: ErrorClassifier = (
             self._default_classifier if error_classifier is None else error_classifier
         )
+        self._default_rate_limit_strategy = _default_rate_limit_strategy(self.config)
         self.rate_limit_strategy: RateLimitStrategy = (
-            _default_rate_limit_strategy(self.config)
+            self._default_rate_limit_strategy
             if rate_limit_strategy is None
             else rate_limit_strategy
         )
@@ -281,12 +283,19 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             stats=self._stats,
             now=clock_of(asyncio.get_running_loop()),
         )
-        self._gate.start()
+        self._gate.start(self._adaptive_limit())
         self._events.start(self._watchers, pool.fail)
         self._progress.start(pool.fail)
         self._events.emit(ProcessingEvent.BATCH_STARTED, {"total": self._stats.total})
         pool.start(runner)
         return pool
+
+    def _adaptive_limit(self) -> AdaptiveLimit | None:
+        """What learns the provider's limit, unless the caller has said how to deal with it."""
+        is_given = self.rate_limit_strategy is not self._default_rate_limit_strategy
+        if is_given or self.config.rate_limit.is_given or self.config.dry_run:
+            return None
+        return AdaptiveLimit(self.config.max_workers, asyncio.get_running_loop().time())
 
     def _take_over_attributes(self) -> None:
         """Use the collaborators as they are now: each may have been assigned since the last run."""

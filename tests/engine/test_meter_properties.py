@@ -38,7 +38,7 @@ def let_out(per_minute: float, asked: list[float]) -> list[float]:
 
 
 def burst(per_minute: float) -> float:
-    return max(1.0, per_minute / 60.0)
+    return max(1.0, per_minute / 60.0 - 1)
 
 
 def check_windows(per_minute: float, passed: list[float]) -> None:
@@ -66,7 +66,7 @@ def test_nobody_waits_longer_than_a_token_bucket_would_have_it(
     """The same promise said in another way, and reckoned without rounding."""
     asked = arrivals(per_minute, gaps)
     rate = Fraction(per_minute) / 60
-    size = max(Fraction(1), rate)
+    size = max(Fraction(1), rate - 1)
     tokens, last, expected = size, Fraction(0), []
     for instant in asked:
         at = max(Fraction(instant), last)

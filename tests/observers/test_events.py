@@ -77,7 +77,8 @@ async def test_an_item_has_one_start_and_one_end_whatever_its_attempts() -> None
 
 
 async def test_a_rate_limit_and_its_cooldown() -> None:
-    recorder = await observed(Script(LIMITED, LIMITED, ANSWER))
+    config = ProcessorConfig(max_workers=1, rate_limit=RateLimitConfig())
+    recorder = await observed(Script(LIMITED, LIMITED, ANSWER), config=config)
     cooldowns = [entry for entry in recorder.seen if "item" not in entry[0].value][2:-2]
     hit = (Event.RATE_LIMIT_HIT, {"item_id": "0", "worker_id": 0})
     assert [entry for entry in recorder.seen if entry == hit] == [hit, hit]

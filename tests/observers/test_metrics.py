@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_llm import LLMWorkItem, MetricsObserver, ParallelBatchProcessor, ProcessingEvent
+from batch_llm import (
+    LLMWorkItem,
+    MetricsObserver,
+    ParallelBatchProcessor,
+    ProcessingEvent,
+    ProcessorConfig,
+    RateLimitConfig,
+)
 from tests.helpers import ANSWER, Script, run_batch
 
 Event = ProcessingEvent
@@ -70,7 +77,11 @@ async def test_the_metrics_of_a_run() -> None:
     metrics = MetricsObserver()
     limited = RuntimeError("429 RESOURCE_EXHAUSTED")
     await run_batch(
-        Script(limited, ANSWER), Script(ValueError("bad")), count=2, observers=[metrics]
+        Script(limited, ANSWER),
+        Script(ValueError("bad")),
+        count=2,
+        observers=[metrics],
+        config=ProcessorConfig(rate_limit=RateLimitConfig()),
     )
     counted = await metrics.get_metrics()
     assert counted["items_processed"] == 4

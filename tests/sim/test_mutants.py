@@ -48,6 +48,7 @@ LIMITED = Scenario(
 MANY_STRATEGIES = Scenario(
     items=20,
     strategies=None,
+    config=ProcessorConfig(rate_limit=RateLimitConfig()),
     service=Service(latency=Latency(spread=0.8), faults=Faults(rate_limit=0.3)),
 )
 PACED = Scenario(items=20, config=ProcessorConfig(max_requests_per_minute=120))

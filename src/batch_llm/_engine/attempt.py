@@ -74,6 +74,11 @@ class Attempts:
             raise _not_async(item.strategy, call)
         return call  # pyright: ignore[reportUnknownVariableType] - narrowed from Any
 
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls that are on their way."""
+        return len(self._deadlines)
+
     def in_flight(self, worker: Worker) -> bool:
         """Whether a call of the worker's is on its way."""
         return worker in self._deadlines
@@ -103,8 +108,10 @@ class Attempts:
         timed_out = self._deadlines.close(worker)
         if worker.replaced:
             raise asyncio.CancelledError
-        if error is None and issubclass(type(returned), tuple) and len(returned) == 2:
-            self._gate.consecutive = 0
+        is_answer = error is None and issubclass(type(returned), tuple) and len(returned) == 2
+        if not self._gate.wide_open:
+            self._gate.ended(journal.admission, answered=is_answer)
+        if is_answer:
             journal.output = returned[0]
             journal.bill(returned[1], self._stats)
             if self._detailed:

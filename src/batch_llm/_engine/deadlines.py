@@ -38,6 +38,10 @@ class Deadlines:
         self._expired: dict[Holder, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
+    def __len__(self) -> int:
+        """Calls under way."""
+        return len(self._open) + len(self._expired)
+
     def __contains__(self, holder: Holder) -> bool:
         """Whether the holder has a call under way."""
         return holder in self._open or holder in self._expired

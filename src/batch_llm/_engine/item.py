@@ -54,7 +54,7 @@ class ItemRunner:
             await self.lifecycle.prepare(entry, journal)
         while (failure := entry.failure) is None:
             if not (self.gate.wide_open or self.attempts.dry_run):
-                await self.gate.acquire()
+                journal.admission = await self.gate.acquire()
             returned = error = None
             try:
                 returned = await self.attempts.call(journal, worker)
@@ -82,7 +82,10 @@ class ItemRunner:
         """
         if isinstance(failure.error, StrategyContractError) and not entry.has_answered:
             entry.failure = failure
-        await self.recovery.pause_if_rate_limited(journal, failure.info)
+        await self.recovery.pause_if_rate_limited(
+            journal, failure.info, in_flight=self.attempts.calls_in_flight
+        )
+        journal.admission = None
         await self.hooks.on_error(journal.item, failure.error, journal.attempt)
         return await self.recovery.again(journal, failure)
 

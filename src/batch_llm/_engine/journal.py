@@ -6,6 +6,7 @@ from typing import Any
 
 from batch_llm.base import LLMWorkItem, ProcessingStats, WorkItemResult
 from batch_llm.llm_strategies._usage import count, read_usage
+from batch_llm.strategies.adaptive import Admission
 from batch_llm.strategies.errors import ErrorInfo
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Journal:
         open: Whether there is an item whose result was not handed over yet.
         started: Loop time at which the worker took it, where somebody watches.
         attempt: Number of the current attempt, 0 before the first.
+        admission: What the gate gave for the current attempt, if it was asked.
         epoch: The gate's epoch in which the current attempt went out.
         repeats: Whether the next call is the current attempt's again, after a rate limit.
         rate_limits: How often the item was rate limited.
@@ -70,6 +72,7 @@ class Journal:
     """
 
     __slots__ = (
+        "admission",
         "attempt",
         "concluding",
         "epoch",
@@ -105,6 +108,7 @@ class Journal:
         # Any on a hot path: a cast is a call.
         self.usage: Any = {}
         self.result: WorkItemResult[Any, Any] | None = None
+        self.admission: Admission | None = None
         self.released = self.repeats = self.concluding = False
 
     def bill(self, usage: Any, stats: ProcessingStats) -> None:

@@ -124,15 +124,20 @@ class Lifecycle:
             await asyncio.wait((entry.closing,))
         while True:
             await self._gate.resumed.wait()
+            if self._gate.is_blocked:
+                trial.admission = await self._gate.acquire()
             trial.epoch = self._gate.epoch
             trial.attempt += 0 if trial.repeats else 1
             trial.repeats = False
             settled = await self._tasks.bounded(entry.prepare, seconds=self._seconds, what=name)
+            if trial.admission is not None:
+                self._gate.ended(trial.admission, answered=settled.error is None)
             if settled.error is None:
                 entry.prepared = True
                 return
             failure = Failure(settled.error, self._recovery.classify(settled.error, journal.item))
-            await self._recovery.pause_if_rate_limited(trial, failure.info)
+            await self._recovery.pause_if_rate_limited(trial, failure.info, in_flight=0)
+            trial.admission = None
             if not await self._recovery.again(trial, failure):
                 entry.failure = failure
                 _log.error("%s failed for good: every item of this strategy fails", name)

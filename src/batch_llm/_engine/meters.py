@@ -2,12 +2,13 @@
 
 
 class RequestMeter:
-    """An even flow of N requests per minute with a burst of one second's worth.
+    """An even flow of N requests per minute with a burst of one second's worth less one.
 
     The generic cell rate algorithm (ITU-T I.371, 2004): a request conforms when it comes
     no earlier than the theoretical arrival time less the tolerance, and each request
     moves that time on by one interval. Over any window of ``w`` seconds at most
-    ``w * N / 60 + max(1, N / 60)`` requests pass.
+    ``w * N / 60 + max(1, N / 60 - 1)`` requests pass. The one less leaves room for
+    requests that the network brings closer together.
 
     Args:
         per_minute: Requests per minute, above 0; fractions are fine.
@@ -15,7 +16,7 @@ class RequestMeter:
 
     def __init__(self, per_minute: float) -> None:
         self._interval = 60.0 / per_minute
-        self._tolerance = max(0.0, 1.0 - self._interval)
+        self._tolerance = max(0.0, 1.0 - 2 * self._interval)
         self.reset()
 
     def reset(self) -> None:

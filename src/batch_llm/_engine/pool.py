@@ -216,6 +216,9 @@ class Pool:
             "timeout: the call did not end in time and ignored its cancellation; "
             "let CancelledError pass through execute()"
         )
+        gate = self._runner.gate
+        if not gate.wide_open:
+            gate.ended(stuck.journal.admission, answered=False)
         self._succeed(stuck, error)
 
     def _succeed(self, worker: Worker, error: BaseException) -> None:

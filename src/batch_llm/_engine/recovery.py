@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from batch_llm._engine.events import Events
-from batch_llm._engine.gate import Gate
+from batch_llm._engine.gate import Gate, is_duration
 from batch_llm._engine.journal import Failure, Journal, describe
 from batch_llm._engine.tasks import FATAL
 from batch_llm.base import LLMWorkItem, ProcessingStats
 from batch_llm.observers.events import ProcessingEvent
+from batch_llm.strategies.adaptive import refusal_wait_seconds
 from batch_llm.strategies.errors import (
     DefaultErrorClassifier,
     ErrorClassifier,
@@ -102,14 +103,24 @@ class Recovery:
         if goes_on and self._gate.closed:
             raise asyncio.CancelledError
         journal.repeats = decision.verdict is Verdict.REPEAT
-        if decision.delay_seconds > 0:
-            await asyncio.sleep(decision.delay_seconds)
+        delay = decision.delay_seconds
+        if journal.repeats and self._gate.adapts:
+            hint = failure.info.suggested_wait
+            delay = refusal_wait_seconds(
+                hint if is_duration(hint) else None,
+                refusals=journal.rate_limits,
+                random=random.random(),
+            )
+        if delay > 0:
+            await asyncio.sleep(delay)
         if decision.verdict is Verdict.GIVE_UP_WAITING:
             failure.error = _too_many_rate_limits(journal, failure)
         return goes_on
 
-    async def pause_if_rate_limited(self, journal: Journal, info: ErrorInfo) -> None:
-        """Count a refusal and let everybody cool down, once for the refusals of one time."""
+    async def pause_if_rate_limited(
+        self, journal: Journal, info: ErrorInfo, *, in_flight: int
+    ) -> None:
+        """Count a refusal; learn from it, or let everybody cool down, once for all of one time."""
         if not info.is_rate_limit:
             return
         journal.rate_limits += 1
@@ -119,6 +130,14 @@ class Recovery:
                 ProcessingEvent.RATE_LIMIT_HIT,
                 {"item_id": journal.item.item_id, "worker_id": journal.worker_id},
             )
+        if self._gate.adapts:
+            self._gate.refused(
+                journal.admission,
+                hint_seconds=info.suggested_wait,
+                answered=self._stats().succeeded,
+                in_flight=in_flight,
+            )
+            return
         await self._gate.cool_down(
             journal.epoch, worker_id=journal.worker_id, hint_seconds=info.suggested_wait
         )

@@ -113,6 +113,14 @@ class RateLimitConfig:
     backoff_multiplier: float = 1.5
     max_rate_limits_per_item: int = 100
 
+    # No field, so that it tells nothing apart; False where nobody chose these settings.
+    _is_given = True
+
+    @property
+    def is_given(self) -> bool:
+        """Whether somebody chose these settings, rather than ProcessorConfig by default."""
+        return self._is_given or self != RateLimitConfig()
+
     def validate(self) -> None:
         """Check every field.
 
@@ -156,6 +164,12 @@ class RateLimitConfig:
         _check(last >= 0, "slow_start_final_delay must be >= 0", last, "pass seconds")
 
 
+def _default_rate_limit() -> RateLimitConfig:
+    config = RateLimitConfig()
+    vars(config)["_is_given"] = False
+    return config
+
+
 @dataclass
 class ProcessorConfig:
     """Settings of a ParallelBatchProcessor.
@@ -180,7 +194,7 @@ class ProcessorConfig:
     max_workers: int = 5
     timeout_per_item: float = 120.0
     retry: RetryConfig = field(default_factory=RetryConfig)
-    rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig)
+    rate_limit: RateLimitConfig = field(default_factory=_default_rate_limit)
     max_requests_per_minute: float | None = None
     progress_interval: int = 10
     progress_callback_timeout: float | None = 5.0

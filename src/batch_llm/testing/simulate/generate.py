@@ -72,25 +72,28 @@ class _Generator:
         )
 
     def _config(self) -> ProcessorConfig:
-        return ProcessorConfig(
-            max_workers=self._one_of(1, 2, 3, 5, 8, 16),
+        # Settings of one's own bring cooldowns, none a limit that is learned.
+        config = ProcessorConfig(
+            max_workers=self._one_of(1, 2, 3, 5, 8, 16, 30),
             timeout_per_item=self._one_of(3.0, 10.0, 120.0),
             retry=RetryConfig(
                 max_attempts=self._one_of(1, 2, 3, 5),
                 initial_wait=self._one_of(0.1, 1.0),
                 jitter=self._happens(0.7),
             ),
-            rate_limit=RateLimitConfig(
-                cooldown_seconds=self._one_of(0.0, 1.0, 15.0, 300.0),
-                slow_start_items=self._one_of(0, 0, 3, 50),
-                slow_start_initial_delay=self._one_of(0.1, 2.0),
-                max_rate_limits_per_item=self._one_of(1, 3, 20),
-            ),
             max_requests_per_minute=self._one_of(None, None, None, 0.5, 20, 60, 90.5, 600),
             progress_interval=self._one_of(1, 4),
             max_queue_size=self._one_of(0, 0, 0, 2, 7),
             dry_run=self._happens(0.03),
         )
+        if self._happens(0.6):
+            config.rate_limit = RateLimitConfig(
+                cooldown_seconds=self._one_of(0.0, 1.0, 15.0, 300.0),
+                slow_start_items=self._one_of(0, 0, 3, 50),
+                slow_start_initial_delay=self._one_of(0.1, 2.0),
+                max_rate_limits_per_item=self._one_of(1, 3, 20),
+            )
+        return config
 
     def _service(self) -> Service:
         return Service(

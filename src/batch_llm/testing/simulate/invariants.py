@@ -180,12 +180,12 @@ _END_OF_COOLDOWN = (ProcessingEvent.COOLDOWN_ENDED, ProcessingEvent.BATCH_COMPLE
 
 
 def _calls_keep_their_pace(played: Simulation) -> Iterator[str]:
-    """Any window of w seconds has at most w * N / 60 calls, and one second's worth more."""
+    """Any window of w seconds has at most w * N / 60 calls, and a second's worth less one more."""
     per_minute = played.scenario.config.max_requests_per_minute
     if per_minute is None or math.isinf(per_minute):
         return
     per_second = per_minute / 60
-    burst = max(1.0, per_second)
+    burst = max(1.0, per_second - 1)
     # The window from call i to call j is too full when j + 1 - i > (t_j - t_i) * rate + burst.
     least = math.inf
     for number, call in enumerate(played.calls):

@@ -1,0 +1,258 @@
+"""A provider's limit, found by a run that was told nothing of it."""
+
+import asyncio
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from batch_llm import (
+    FixedDelayStrategy,
+    ProcessingEvent,
+    ProcessorConfig,
+    RateLimitConfig,
+)
+from batch_llm.strategies.adaptive import FIRST_WAVE
+from tests.engine.support import Call, Item, Processor, Provider, Refused, items, now, run, start
+from tests.helpers import Recorder
+
+
+class Quota:
+    """A bucket of so many calls a second; whatever is over it is refused at once."""
+
+    def __init__(
+        self, per_second: float, *, seconds: float = 0.4, hint: float | None = 1.0
+    ) -> None:
+        self.per_second, self.seconds, self.hint = per_second, seconds, hint
+        self.level, self.at = per_second, 0.0
+        self.refused: list[float] = []
+        self.outage = (math.inf, math.inf)
+
+    async def __call__(self, call: Call) -> Any:
+        self.level = min(self.per_second, self.level + (now() - self.at) * self.per_second)
+        self.at = now()
+        if self.level < 1 or self.outage[0] <= now() < self.outage[1]:
+            self.refused.append(now())
+            raise Refused(self.hint)
+        self.level -= 1
+        await asyncio.sleep(self.seconds)
+        return call.prompt
+
+
+def workers(count: int, **fields: Any) -> ProcessorConfig:
+    return ProcessorConfig(max_workers=count, **fields)
+
+
+@pytest.mark.parametrize("max_workers", [1, 5, 50, 300])
+async def test_a_run_stays_at_its_quota(max_workers: int) -> None:
+    quota = Quota(10.0)
+    result = await run(*items(Provider(quota), 1_000), config=workers(max_workers))
+    assert result.succeeded == 1_000
+    assert now() <= 1.03 * max(99.4, 400.0 / max_workers)
+    assert len(quota.refused) <= 50
+    assert {each.attempts for each in result.results} == {1}
+
+
+async def test_a_cap_on_calls_in_flight_is_found_too() -> None:
+    in_flight = refused = 0
+
+    async def execute(call: Call) -> Any:
+        nonlocal in_flight, refused
+        await asyncio.sleep(0.02)
+        if in_flight >= 8:
+            refused += 1
+            raise Refused(1.0)
+        in_flight += 1
+        await asyncio.sleep(0.4)
+        in_flight -= 1
+
+    result = await run(*items(Provider(execute), 2_000), config=workers(50))
+    assert result.succeeded == 2_000
+    assert now() <= 1.4 * 2_000 * 0.42 / 8
+    assert refused <= 100
+
+
+async def test_a_refused_call_waits_for_its_hint_and_the_others_do_not() -> None:
+    async def refuse_the_first(call: Call) -> Any:
+        await asyncio.sleep(0.05)
+        if call.prompt == "prompt 0" and now() < 60.0:
+            raise Refused(60.0)
+        await asyncio.sleep(1.0)
+
+    provider = Provider(refuse_the_first)
+    await run(*items(provider, 20), config=workers(5))
+    asked = [call.at for call in provider.calls if call.prompt == "prompt 0"]
+    assert asked == [0.0, 60.05]
+    assert max(call.at for call in provider.calls if call.prompt != "prompt 0") < 10.0
+
+
+async def test_a_run_that_nothing_refuses_is_not_held_back() -> None:
+    provider = Provider(seconds=1.0)
+    await run(*items(provider, 500), config=workers(100))
+    # The first wave waits for its first answer alone.
+    assert provider.instants[: FIRST_WAVE + 1] == [0.0] * FIRST_WAVE + [1.0]
+    assert now() == 6.0
+
+
+async def test_an_outage_is_a_cooldown_to_whoever_watches() -> None:
+    quota, recorder = Quota(10.0), Recorder()
+    quota.outage = (20.0, 200.0)
+    result = await run(*items(Provider(quota), 600), config=workers(20), observers=[recorder])
+    assert result.succeeded == 600
+    started = recorder.of(ProcessingEvent.COOLDOWN_STARTED)
+    ended = recorder.of(ProcessingEvent.COOLDOWN_ENDED)
+    waits = [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 30.0, 30.0]
+    assert [data["duration"] for data in started] == pytest.approx(waits)
+    assert [data["consecutive"] for data in started] == list(range(1, 11))
+    assert [data["duration"] for data in ended] == pytest.approx(waits)
+    assert len(quota.refused) <= 60
+    assert len(recorder.of(ProcessingEvent.RATE_LIMIT_HIT)) == len(quota.refused)
+
+
+async def test_a_call_that_is_let_out_and_never_made_leaves_its_place() -> None:
+    quota = Quota(1.0, seconds=0.1)
+    async with Processor(config=workers(3)) as processor:
+        running = await start(processor, *items(Provider(quota), 30))
+        for _ in range(20):
+            await asyncio.sleep(0.5)
+            names = [task for task in asyncio.all_tasks() if "worker" in task.get_name()]
+            names[0].cancel()
+        result = await running
+        assert result.total_items == 30
+
+
+async def test_a_pause_from_outside_holds_back_everybody() -> None:
+    provider = Provider(seconds=0.1)
+    async with Processor(config=workers(30)) as processor:
+        running = await start(processor, *items(provider, 300))
+        await processor._handle_rate_limit()
+        assert now() == 300.0
+        await running
+        assert not [at for at in provider.instants if 0.5 < at < 300.0]
+
+
+def mutated() -> ProcessorConfig:
+    config = ProcessorConfig()
+    config.rate_limit.cooldown_seconds = 7.0
+    return config
+
+
+async def cooldowns(**options: Any) -> list[float]:
+    recorder = Recorder()
+    provider = Provider(refuse_once())
+    await run(*items(provider), observers=[recorder], **options)
+    return [data["duration"] for data in recorder.of(ProcessingEvent.COOLDOWN_STARTED)]
+
+
+def refuse_once() -> Callable[[Call], Any]:
+    refusals = iter([Refused()])
+
+    async def answer(call: Call) -> Any:
+        for refusal in refusals:
+            raise refusal
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"config": ProcessorConfig(rate_limit=RateLimitConfig())}, 300.0),
+        ({"config": mutated()}, 7.0),
+        ({"config": ProcessorConfig(), "rate_limit_cooldown": 9.0}, 9.0),
+        ({"config": ProcessorConfig(), "rate_limit_strategy": FixedDelayStrategy(5.0)}, 5.0),
+    ],
+    ids=["a config", "a changed default", "a cooldown", "a strategy"],
+)
+async def test_whoever_asks_for_cooldowns_gets_them(
+    options: dict[str, Any], expected: float
+) -> None:
+    assert await cooldowns(**options) == [expected]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ProcessorConfig(),
+        dataclasses.replace(ProcessorConfig(), max_workers=3),
+        copy.deepcopy(ProcessorConfig()),
+    ],
+    ids=["default", "replaced", "copied"],
+)
+async def test_whoever_asks_for_nothing_gets_none(config: ProcessorConfig) -> None:
+    assert await cooldowns(config=config) == []
+    assert config.rate_limit == RateLimitConfig()
+
+
+async def test_a_strategy_that_is_assigned_later_decides() -> None:
+    recorder = Recorder()
+    async with Processor(config=ProcessorConfig(), observers=[recorder]) as processor:
+        processor.rate_limit_strategy = FixedDelayStrategy(5.0)
+        item: Item
+        [item] = items(Provider(refuse_once()))
+        await processor.add_work(item)
+        await processor.process_all()
+    [started] = recorder.of(ProcessingEvent.COOLDOWN_STARTED)
+    assert started["duration"] == 5.0
+
+
+async def test_while_nothing_is_let_in_a_prepare_waits_for_its_turn_too() -> None:
+    blocked_until = 100.0
+
+    class Late(Provider):
+        async def prepare(self) -> None:
+            await super().prepare()
+            if now() < blocked_until:
+                raise Refused
+
+    async def execute(call: Call) -> Any:
+        await asyncio.sleep(0.1)
+        if 1.0 <= now() < blocked_until:
+            raise Refused
+
+    provider, late = Provider(execute, seconds=0.1), Late()
+    recorder = Recorder()
+    async with Processor(config=workers(4), observers=[recorder]) as processor:
+        running = await start(processor, *items(provider, 40))
+        await asyncio.sleep(20.0)
+        for item in items(late, 3):
+            await processor.add_work(item)
+        result = await running
+    assert result.succeeded == 43
+    cooling = False
+    for event, _ in recorder.seen:
+        assert not (cooling and event is ProcessingEvent.COOLDOWN_STARTED)
+        cooling = event is ProcessingEvent.COOLDOWN_STARTED or (
+            cooling and event is not ProcessingEvent.COOLDOWN_ENDED
+        )
+    assert 100.0 <= late.prepared[-1] < 135.0
+    assert len(late.prepared) <= 8
+
+
+async def test_a_call_that_is_left_behind_gives_its_place_free() -> None:
+    async def execute(call: Call) -> Any:
+        if call.prompt == "prompt 0":
+            raise Refused(1.0)
+        if call.prompt == "prompt 1" and call.attempt == 1:
+            for _ in range(5):
+                try:
+                    await asyncio.sleep(100.0)
+                except asyncio.CancelledError:
+                    continue
+
+    provider = Provider(execute)
+    config = workers(2, timeout_per_item=10.0)
+    async with Processor(config=config) as processor:
+        running = await start(processor, *items(provider, 2))
+        await asyncio.sleep(5.0)
+        assert processor._gate._limit is not None
+        assert processor._gate._limit._in_flight == 1
+        await asyncio.sleep(7.0)
+        assert processor._gate._limit._in_flight == 0
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    await asyncio.sleep(1_000.0)
