@@ -96,7 +96,9 @@ async def test_every_kind_of_trouble_is_met_and_ridden_out(options: MakeOptions)
         "validation_error",
         "connection_error",
     }
-    assert 1.5 <= report.cooldown_seconds <= 5.0
+    # The limit is found, so nobody has to pause for the refusals of others.
+    assert report.cooldown_seconds == 0.0
+    assert report.rate_limits <= 12
 
 
 async def test_a_seed_gives_the_same_answers_again_and_another_gives_others(

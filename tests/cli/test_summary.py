@@ -97,6 +97,11 @@ No real model was asked. For real answers: GEMINI_API_KEY=... and --live."""
     )
 
 
+def test_refusals_that_made_nobody_pause() -> None:
+    text = summarize(report(answered(1), requests=3, failed_attempts=Counter(rate_limit=2)))
+    assert "2  each came back as told, the others went on\n" in text
+
+
 def test_the_example_is_the_first_book_of_the_list() -> None:
     late, early = answered(10), answered(2)
     late.context = Book("10", "Zuleika Dobson", "Max Beerbohm", "1911", "eng")

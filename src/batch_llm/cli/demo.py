@@ -17,7 +17,7 @@ from batch_llm.cli.services import check_installed, open_client, quota_per_minut
 from batch_llm.cli.strategy import BookStrategy
 from batch_llm.cli.summary import summarize
 from batch_llm.core.clock import loop_time
-from batch_llm.core.config import ProcessorConfig, RateLimitConfig, RetryConfig
+from batch_llm.core.config import ProcessorConfig, RetryConfig
 from batch_llm.observers import MetricsObserver
 from batch_llm.parallel import ParallelBatchProcessor
 
@@ -96,12 +96,6 @@ def _config(options: DemoOptions) -> ProcessorConfig:
         max_workers=options.workers,
         timeout_per_item=60.0,
         retry=RetryConfig(max_attempts=5, initial_wait=0.5),
-        rate_limit=RateLimitConfig(
-            cooldown_seconds=30.0,
-            slow_start_items=10,
-            slow_start_initial_delay=0.2,
-            slow_start_final_delay=0.02,
-        ),
     )
 
 

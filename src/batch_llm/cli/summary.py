@@ -78,7 +78,9 @@ def _calls(report: Report) -> Iterator[Row]:
         outcomes.append(f"{under_way:,} cut short")
     yield "requests", f"{report.requests:,}", ", ".join(outcomes)
     if refused:
-        remark = f"with {duration(report.cooldown_seconds)} of pauses for all workers"
+        seconds = report.cooldown_seconds
+        pauses = f"with {duration(seconds)} of pauses for all workers"
+        remark = pauses if seconds else "each came back as told, the others went on"
         yield "429s ridden out", f"{refused:,}", remark
     if failed:
         label = "faults ridden out" if report.complete else "failed calls"
