@@ -83,7 +83,7 @@ def test_the_first_ctrl_c_lets_the_script_end_as_it_would() -> None:
         assert read_lines(process, 2) == ["called 0", "called 1"]
         answer(process, "yes")
         assert read_lines(process, 1) == ["called 2"]
-        assert "interrupted: 2 items in flight" in press_ctrl_c(process)
+        assert "the run ends: Ctrl-C; 2 items in flight" in press_ctrl_c(process)
         answer(process, "yes")
         answer(process, "yes")
         assert process.stdout is not None

@@ -144,7 +144,9 @@ class BatchResult(Generic[TOutput, TContext]):
         total_input_tokens: Prompt tokens of all attempts, cached ones included.
         total_output_tokens: Answer tokens of all attempts.
         total_cached_tokens: Prompt tokens that came from a cache.
-        interrupted: Whether Ctrl-C or ``cleanup`` ended the run.
+        interrupted: Whether the run was ended before it was over: by Ctrl-C, by ``cleanup``,
+            or because the provider's quota for the day is spent.
+        stop_reason: Why it was, None if it was not.
         not_run: Ids of the items that have no result because of that, begun ones first.
     """
 
@@ -157,6 +159,7 @@ class BatchResult(Generic[TOutput, TContext]):
     total_cached_tokens: int = 0
     interrupted: bool = False
     not_run: list[str] = field(default_factory=list[str])
+    stop_reason: str | None = None
 
     def __post_init__(self) -> None:
         """Count the results."""

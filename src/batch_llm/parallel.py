@@ -206,7 +206,12 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         async with contextlib.aclosing(self._run(pool)) as batches:
             async for batch in batches:
                 results += batch
-        return BatchResult(results, interrupted=not pool.complete, not_run=pool.not_run)
+        return BatchResult(
+            results,
+            interrupted=not pool.complete,
+            not_run=pool.not_run,
+            stop_reason=pool.stop_reason,
+        )
 
     @property
     def results(self) -> list[WorkItemResult[TOutput, TContext]]:
@@ -281,6 +286,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             events=self._events,
             progress=None if self.progress_callback is None else self._progress,
             stats=self._stats,
+            wind_down=pool.wind_down,
             now=clock_of(asyncio.get_running_loop()),
         )
         self._gate.start(self._adaptive_limit())
@@ -348,6 +354,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         Called during a run it ends the run, and ``process_all`` returns what there is.
         """
         if self._pool is not None:
+            self._pool.stop_reason = self._pool.stop_reason or "cleanup()"
             self._pool.end()
         await super().cleanup()
         if self._pool is not None:

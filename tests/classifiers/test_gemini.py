@@ -131,6 +131,8 @@ async def test_a_daily_quota_says_so_and_its_short_delay_is_not_believed() -> No
     assert info.suggested_wait is None
     assert info.message is not None
     assert "GenerateRequestsPerDayPerProjectPerModel" in info.message
+    assert info.ends_run
+    assert not classify(await failure(Fault.rate_limit(3))).ends_run
 
 
 def test_a_quota_of_zero_says_so() -> None:
@@ -138,6 +140,7 @@ def test_a_quota_of_zero_says_so() -> None:
     assert verdict(info) == ("rate_limit", False, True, False)
     assert info.message is not None
     assert "the quota is 0" in info.message
+    assert info.ends_run
     for text in ("limit: 0.5, model: x", "limit: 10", "limit=05"):
         assert classify(ClientError(429, text)).message is None
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from batch_llm import (
+    DefaultErrorClassifier,
+    ErrorInfo,
     FixedDelayStrategy,
     ProcessingEvent,
     ProcessorConfig,
@@ -256,3 +258,43 @@ async def test_a_call_that_is_left_behind_gives_its_place_free() -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
     await asyncio.sleep(1_000.0)
+
+
+class DaysQuota(DefaultErrorClassifier):
+    def classify(self, exception: Exception) -> ErrorInfo:
+        if isinstance(exception, Refused):
+            return ErrorInfo(False, True, False, "rate_limit", 1.0, "no more today", ends_run=True)
+        return super().classify(exception)
+
+
+def spent_after(answers: int) -> Provider:
+    given = 0
+
+    async def execute(call: Call) -> Any:
+        nonlocal given
+        given += 1
+        if given > answers:
+            raise Refused
+        await asyncio.sleep(5.0)
+
+    return Provider(execute)
+
+
+async def test_a_days_quota_that_is_spent_ends_the_run() -> None:
+    provider = spent_after(7)
+    result = await run(
+        *items(provider, 20), config=workers(5), error_classifier=DaysQuota(), observers=[]
+    )
+    # Those in flight at the first refusal are finished; nobody waits for the rest.
+    assert (result.succeeded, result.failed) == (7, 0)
+    assert (result.interrupted, result.stop_reason) == (True, "no more today")
+    assert sorted(result.not_run, key=int) == [str(number) for number in range(7, 20)]
+    assert now() == 10.0
+    assert len(provider.calls) == 8
+
+
+async def test_whoever_asks_for_cooldowns_waits_for_the_next_day() -> None:
+    provider = spent_after(0)
+    config = workers(1, rate_limit=RateLimitConfig(max_rate_limits_per_item=3, slow_start_items=0))
+    result = await run(*items(provider), config=config, error_classifier=DaysQuota())
+    assert (result.failed, result.interrupted, len(provider.calls)) == (1, False, 3)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 class Interruptible(Protocol):
     """A run, as far as Ctrl-C is concerned."""
 
-    def wind_down(self) -> None:
+    def wind_down(self, reason: str) -> None:
         """Take nothing new and end soon."""
         ...
 
@@ -71,7 +71,7 @@ class _Listener:
         if pressed > 1:
             run.fail(KeyboardInterrupt())
         else:
-            run.wind_down()
+            run.wind_down("Ctrl-C")
 
 
 def _is_pythons_own(handler: object) -> bool:

@@ -37,6 +37,7 @@ class ItemRunner:
     events: Events
     progress: Progress | None
     stats: ProcessingStats
+    wind_down: Callable[[str], None]
     now: Callable[[], float]
 
     async def run(
@@ -87,6 +88,8 @@ class ItemRunner:
         )
         journal.admission = None
         await self.hooks.on_error(journal.item, failure.error, journal.attempt)
+        if failure.info.ends_run and self.gate.adapts:
+            self.wind_down(failure.info.message or describe(failure.error))
         return await self.recovery.again(journal, failure)
 
     async def conclude(

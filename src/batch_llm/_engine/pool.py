@@ -46,6 +46,7 @@ class Pool:
     Attributes:
         outbox: Results that nobody has taken yet.
         not_run: Ids of items that the end of the run left without a result, once closed.
+        stop_reason: Why the run was wound down.
         error: What stopped the run and is to come out of it.
         complete: Whether the run ended by itself, with nothing left to do.
     """
@@ -79,6 +80,7 @@ class Pool:
         self._crew: dict[int, Worker] = {}
         self._working = 0
         self.not_run: list[str] = []
+        self.stop_reason: str | None = None
         self._taking = True
         self._over = False
         self._grace: asyncio.TimerHandle | None = None
@@ -163,21 +165,22 @@ class Pool:
         self.error = self.error or error
         self.end()
 
-    def wind_down(self) -> None:
+    def wind_down(self, reason: str) -> None:
         """Take no more items and make no more calls; end once those in flight are finished."""
-        self._taking = False
+        if not self._taking:
+            return
+        self._taking, self.stop_reason = False, reason
         self._runner.gate.close()
         staying = [worker for worker in self._crew.values() if not self._runner.may_stop(worker)]
         for worker in self._crew.values():
             if worker not in staying:
                 worker.task.cancel()
-        if staying:
-            _log.warning(
-                "interrupted: %d items in flight may finish within %g s; "
-                "interrupt again to stop at once",
-                len(staying),
-                WIND_DOWN_SECONDS,
-            )
+        _log.warning(
+            "the run ends: %s; %d items in flight may finish within %g s, unless you interrupt it",
+            reason,
+            len(staying),
+            WIND_DOWN_SECONDS,
+        )
         self._grace = asyncio.get_running_loop().call_later(WIND_DOWN_SECONDS, self.end)
 
     def close(self) -> None:

@@ -172,4 +172,5 @@ def _error_info_of(info: Any) -> ErrorInfo:
     if isinstance(info, ErrorInfo):
         return info
     wait, message = getattr(info, "suggested_wait", None), getattr(info, "message", None)
-    return ErrorInfo(*flags, str(info.error_category), wait, message)
+    ends_run = getattr(info, "ends_run", False) is True
+    return ErrorInfo(*flags, str(info.error_category), wait, message, ends_run)

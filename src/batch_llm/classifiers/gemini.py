@@ -84,14 +84,14 @@ class GeminiErrorClassifier(DefaultErrorClassifier):
                 "the quota is 0: this key may not use the model or feature at all, so waiting "
                 "does not help; use another model or a key with billing"
             )
-            return ErrorInfo(False, True, False, "rate_limit", None, message)
+            return ErrorInfo(False, True, False, "rate_limit", None, message, ends_run=True)
         if quota := _daily_quota(details):
             # Its retryDelay may be a few seconds, which only brings the same refusal again.
             message = (
                 f"the quota for the whole day is used up ({quota}); it comes back at midnight "
                 "Pacific time, or ask for a higher one"
             )
-            return ErrorInfo(False, True, False, "rate_limit", None, message)
+            return ErrorInfo(False, True, False, "rate_limit", None, message, ends_run=True)
         wait = _retry_delay(details)
         if wait is None:
             wait = _http.retry_after_of(exception)

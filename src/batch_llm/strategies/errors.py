@@ -95,6 +95,8 @@ class ErrorInfo:
         suggested_wait: Seconds the provider asked to wait, None if it named none.
         message: What a person should know of a rate limit, where it is more than the
             exception's own text; an item that gives up waiting fails with it.
+        ends_run: Whether no call will be let in for hours, such as when the day's quota is
+            spent: a run that learns its limits then ends instead of waiting.
     """
 
     is_retryable: bool
@@ -103,6 +105,7 @@ class ErrorInfo:
     error_category: str
     suggested_wait: float | None = None
     message: str | None = None
+    ends_run: bool = False
 
 
 class ErrorClassifier(ABC):
