@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         GeminiCachedStrategy,
         GeminiStrategy,
         PydanticAIStrategy,
+        gemini_client,
     )
 
     __version__: str
@@ -59,6 +60,7 @@ else:
             "GeminiErrorClassifier": "classifiers",
             "GeminiStrategy": "llm_strategies",
             "PydanticAIStrategy": "llm_strategies",
+            "gemini_client": "llm_strategies",
         },
     )
 
@@ -113,4 +115,5 @@ __all__ = [
     "TokenUsage",
     "WorkItemResult",
     "__version__",
+    "gemini_client",
 ]

@@ -177,6 +177,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         doors.check_item(work_item)
         if not self._lifecycle.knows(work_item.strategy):
             doors.check_strategy(work_item.strategy)
+            doors.warn_of_few_connections(work_item.strategy, self.config.max_workers)
         if self._pool is not None:
             await self._pool.add(work_item, waits=not self._is_called_by_a_hook())
         else:

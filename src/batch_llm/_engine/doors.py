@@ -1,11 +1,14 @@
 """What is refused at the door: got, must, do."""
 
 import inspect
+import logging
 from collections.abc import Awaitable, Coroutine
 from typing import Any, cast, get_origin
 
 from batch_llm.base import LLMWorkItem
 from batch_llm.strategies.errors import StrategyContractError
+
+_log = logging.getLogger(__name__)
 
 
 def check_item(item: object) -> None:
@@ -49,6 +52,20 @@ def check_strategy(strategy: object) -> None:
         raise StrategyContractError(
             f"{name}.execute must be async (got a plain function); define it with 'async def', "
             "and call blocking code with 'await asyncio.to_thread(...)'"
+        )
+
+
+def warn_of_few_connections(strategy: object, max_workers: int) -> None:
+    """Say so where a strategy cannot have as many calls in flight as there are workers."""
+    most = getattr(strategy, "max_concurrency", None)
+    if isinstance(most, int) and most < max_workers:
+        _log.warning(
+            "%s can have %d calls in flight at once, fewer than max_workers=%d; for Gemini, build "
+            "its client with gemini_client(max_connections=%d)",
+            type(strategy).__name__,
+            most,
+            max_workers,
+            max_workers,
         )
 
 

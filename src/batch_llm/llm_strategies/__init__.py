@@ -6,6 +6,7 @@ from batch_llm.core.late import late_names
 from batch_llm.llm_strategies.base import LLMCallStrategy
 
 if TYPE_CHECKING:
+    from batch_llm.llm_strategies._gemini_client import gemini_client
     from batch_llm.llm_strategies.gemini import GeminiStrategy
     from batch_llm.llm_strategies.gemini_cache import GeminiCachedStrategy
     from batch_llm.llm_strategies.pydantic_ai import PydanticAIStrategy
@@ -16,6 +17,7 @@ else:
             "GeminiCachedStrategy": "gemini_cache",
             "GeminiStrategy": "gemini",
             "PydanticAIStrategy": "pydantic_ai",
+            "gemini_client": "_gemini_client",
         },
     )
 
@@ -24,4 +26,5 @@ __all__ = [
     "GeminiStrategy",
     "LLMCallStrategy",
     "PydanticAIStrategy",
+    "gemini_client",
 ]

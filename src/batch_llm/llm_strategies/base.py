@@ -16,9 +16,12 @@ class LLMCallStrategy(ABC, Generic[TOutput]):
     Attributes:
         error_classifier: Knows the errors of the strategy's provider; consulted where the
             processor was given no classifier.
+        max_concurrency: Calls that it can have in flight at once, None for any number or an
+            unknown one. A processor with more workers warns.
     """
 
     error_classifier: ErrorClassifier | None = None
+    max_concurrency: int | None = None
 
     async def prepare(self) -> None:
         """Get ready: runs once per run, before the first ``execute``."""

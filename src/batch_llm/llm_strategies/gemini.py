@@ -6,6 +6,7 @@ from typing import Any, Generic
 
 from batch_llm.base import TokenUsage, TOutput
 from batch_llm.classifiers.gemini import GeminiErrorClassifier
+from batch_llm.llm_strategies._gemini_client import pool_size
 from batch_llm.llm_strategies._gemini_config import GeminiConfigs
 from batch_llm.llm_strategies._gemini_response import check_answer, usage_of
 from batch_llm.llm_strategies.base import LLMCallStrategy
@@ -56,6 +57,7 @@ class GeminiStrategy(LLMCallStrategy[TOutput], Generic[TOutput]):
         self.client = client
         self.response_parser = response_parser
         self.config = config
+        self.max_concurrency = pool_size(client)
         self._configs = GeminiConfigs(client)
         # A dict that is no config fails here rather than with every item.
         self._configs.for_request(config)

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 
 
+# Connections that may wait to be accepted: a pool of workers makes all of its own at once, and
+# one that finds no place is tried again a second later.
+_BACKLOG = 1_024
+
+
 class GeminiEmulator:
     """A local Gemini API in the caller's event loop, open inside ``async with``.
 
@@ -213,7 +218,9 @@ class GeminiEmulator:
             )
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(self._connection, HOST, self._wanted_port)
+            self._server = await loop.create_server(
+                self._connection, HOST, self._wanted_port, backlog=_BACKLOG
+            )
         except OSError as error:
             raise OSError(
                 error.errno,
