@@ -3,7 +3,9 @@
 import asyncio
 import functools
 import math
+import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import AsyncMock, MagicMock
@@ -112,14 +114,27 @@ def promised_in_text(self: Script, *args: Any) -> "Awaitable[Any]":
     return Script.execute(self, *args)
 
 
+def promised_as_coroutine_in_text(self: Script, *args: Any) -> "Coroutine[Any, Any, Any]":
+    return Script.execute(self, *args)
+
+
 def promised_bare(self: Script, *args: Any) -> Awaitable:
     return Script.execute(self, *args)
 
 
 @pytest.mark.parametrize(
-    "execute", [traced, promised, promised_as_coroutine, promised_in_text, promised_bare]
+    "execute",
+    [
+        traced,
+        promised,
+        promised_as_coroutine,
+        promised_in_text,
+        promised_as_coroutine_in_text,
+        promised_bare,
+    ],
 )
 async def test_a_function_that_gives_a_coroutine_will_do(execute: Callable[..., Any]) -> None:
+    execute.__name__ = "execute"  # under another name it would be let in unseen
     strategy = type("Decorated", (Script,), {"execute": execute})()
     assert (await run_batch(strategy)).results[0].output == "answer"
 
@@ -132,6 +147,20 @@ class Lazy:
     @property
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
         raise NameError("name 'Answer' is not defined")
+
+
+async def test_a_promise_of_something_else_is_refused() -> None:
+    def execute(self: Script, *args: Any) -> "tuple[str, Any]":
+        return ANSWER
+
+    strategy = type("Plain", (Script,), {"execute": execute})()
+    said = await refusal(LLMWorkItem("a", strategy), StrategyContractError)
+    assert said.startswith("Plain.execute must be async (got a plain function); ")
+
+
+def test_what_is_compiled_is_let_in_unseen() -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        doors.check_strategy(connection)
 
 
 async def test_annotations_that_cannot_be_evaluated_are_no_reason_to_refuse() -> None:

@@ -14,6 +14,7 @@ import pytest
 from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, RetryConfig
 from batch_llm.core.clock import loop_time
 from tests.helpers import Script, run_batch
+from tests.testing.impatience import run_impatiently
 
 Report = tuple[int, int, str]
 
@@ -149,6 +150,78 @@ async def test_a_synchronous_callback_runs_in_a_thread() -> None:
     assert threads[0] is not threading.main_thread()
 
 
+class Threads(list[threading.Thread]):
+    """The threads that the callback was called in."""
+
+    def note(self, *_: Any) -> None:
+        self.append(threading.current_thread())
+
+
+async def test_the_thread_ends_with_the_run() -> None:
+    threads = Threads()
+    processor = ParallelBatchProcessor[str, Any, Any](progress_callback=threads.note)
+    await processor.add_work(LLMWorkItem("only", Script()))
+    await processor.process_all()
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+    await processor.cleanup()
+
+
+async def test_the_thread_of_a_run_whose_end_was_cancelled_ends_with_the_processor() -> None:
+    threads = Threads()
+    slow = MagicMock(on_event=lambda *_: asyncio.sleep(4))
+    processor = ParallelBatchProcessor[str, Any, Any](
+        observers=[slow], progress_callback=threads.note, config=every(1)
+    )
+    await processor.add_work(LLMWorkItem("cancelled", Script()))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(processor.process_all(), 5)
+    await processor.cleanup()
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+
+
+async def test_an_async_callback_may_come_after_a_synchronous_one() -> None:
+    reports = Reports()
+    async with ParallelBatchProcessor[str, Any, Any](progress_callback=reports.note) as processor:
+        for callback in (reports.note, reports.anote, reports.note):
+            processor.progress_callback = callback
+            await processor.add_work(LLMWorkItem("only", Script()))
+            await processor.process_all()
+    assert reports == [(1, 1, "only")] * 3
+
+
+def seconds_of_a_run(items: int, config: ProcessorConfig) -> float:
+    """How long a run takes, in virtual time, whose synchronous callback does not return."""
+
+    async def main() -> float:
+        free = threading.Event()
+        processor = ParallelBatchProcessor[str, Any, Any](
+            config=config, progress_callback=lambda *_: free.wait(30)
+        )
+        try:
+            for number in range(items):
+                await processor.add_work(LLMWorkItem(str(number), Script()))
+            await processor.process_all()
+            assert not processor._progress._beginning
+            return loop_time()
+        finally:
+            free.set()
+            await processor.cleanup()
+
+    seconds: float = run_impatiently(main(), thread_grace_seconds=0.2)
+    return seconds
+
+
+def test_a_call_in_a_thread_is_given_a_hundredth_of_a_second_to_end() -> None:
+    assert seconds_of_a_run(1, every(1)) == pytest.approx(0.01)
+
+
+def test_a_call_that_times_out_before_it_begins_is_not_waited_for() -> None:
+    config = every(1, progress_callback_timeout=0.5)
+    assert seconds_of_a_run(2, config) == pytest.approx(0.5)
+
+
 class Telling:
     """An object that is called."""
 
@@ -173,10 +246,13 @@ class Telling:
     ],
     ids=["sync", "async", "partial", "lambda", "object", "MagicMock", "AsyncMock"],
 )
-async def test_any_callable_will_do(made: Callable[[Reports], Any]) -> None:
+async def test_any_callable_will_do(
+    made: Callable[[Reports], Any], caplog: pytest.LogCaptureFixture
+) -> None:
     reports = Reports()
     await run_batch(Script(), config=every(1), progress_callback=made(reports))
     assert reports == [(1, 1, "0")]
+    assert caplog.records == []
 
 
 async def run_with(callback: Any, config: ProcessorConfig, *, for_seconds: float) -> None:
@@ -229,16 +305,19 @@ async def test_a_callback_that_fails_costs_only_itself(
     async def broken(*_: Any) -> None:
         raise error
 
+    caplog.set_level(logging.DEBUG, logger="batch_llm._engine.progress")
     await run_with(broken, every(1), for_seconds=1)
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert type(error).__name__ in record.getMessage()
+    [why] = [record.exc_info for record in caplog.records if record.exc_info]
+    assert why[1] is error
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("in_thread", [True, False])
 @pytest.mark.parametrize("count", [1, 50])
 async def test_an_interrupt_in_a_callback_comes_out_of_the_run(
-    kind: type[BaseException], in_thread: bool, count: int
+    kind: type[BaseException], in_thread: bool, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def interrupt(*_: Any) -> None:
         raise kind
@@ -249,6 +328,7 @@ async def test_an_interrupt_in_a_callback_comes_out_of_the_run(
     with pytest.raises(kind):
         await run_batch(strategy, count=count, config=config, progress_callback=callback)
     assert len(strategy.calls) < 5
+    assert caplog.messages[0] == f"progress_callback raised {kind.__name__}"
 
 
 @pytest.mark.real_time

@@ -1,6 +1,8 @@
 """Who says what an error means, and what is told of it."""
 
+import asyncio
 import logging
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -65,6 +67,60 @@ async def test_a_classifier_that_cannot_be_had_is_passed_over(
     assert (await run(*items(strategy))).succeeded == 1
     assert "error_classifier of the strategy failed with RuntimeError" in caplog.messages
     assert "a secret" not in caplog.text
+
+
+async def test_a_classifier_that_fails_is_passed_over_and_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = RuntimeError("a secret")
+    classifier = MagicMock()
+    classifier.classify.side_effect = broken
+    caplog.set_level(logging.DEBUG, logger="batch_llm")
+    result = await run(*items(Provider(script(ValueError()))), error_classifier=classifier)
+    assert errors(result) == ["ValueError: "]
+    told = [record for record in caplog.records if "the classifier failed" in record.message]
+    assert [record.message for record in told if record.levelno > logging.DEBUG] == [
+        "item 0: the classifier failed with RuntimeError"
+    ]
+    assert [record.exc_info[1] for record in told if record.exc_info] == [broken]
+
+
+async def test_only_exceptions_are_classified() -> None:
+    classifier = MagicMock()
+    classifier.classify.return_value = ErrorInfo(False, False, False, "permanent")
+    cancelling = Provider(script(asyncio.CancelledError(), KeyError()))
+    result = await run(*items(cancelling), error_classifier=classifier)
+    assert cancelling.attempts == [1, 2]
+    assert errors(result) == ["KeyError: "]
+    [[error]] = [call.args for call in classifier.classify.call_args_list]
+    assert isinstance(error, KeyError)
+
+
+async def test_what_looks_like_an_error_info_is_one() -> None:
+    info = SimpleNamespace(
+        is_retryable=False,
+        is_rate_limit=True,
+        is_timeout=False,
+        error_category="quota",
+        suggested_wait=7.0,
+        message="come back in a week",
+    )
+    classifier = SimpleNamespace(classify=lambda exception: info)
+    config = settings()
+    config.rate_limit.max_rate_limits_per_item = 2
+    refused = Provider(script(KeyError(), KeyError()))
+    result = await run(*items(refused), config=config, error_classifier=classifier)
+    assert refused.instants == [0.0, 7.0]
+    assert "the last time with come back in a week; raise" in str(result.results[0].error)
+
+
+@pytest.mark.parametrize("flag", ["is_retryable", "is_rate_limit", "is_timeout"])
+async def test_an_error_info_whose_flag_is_none_is_passed_over(flag: str) -> None:
+    flags = {"is_retryable": True, "is_rate_limit": False, "is_timeout": False, flag: "no"}
+    info = SimpleNamespace(**flags, error_category="odd")
+    classifier = SimpleNamespace(classify=lambda exception: info)
+    failing = Provider(script(KeyError()))
+    assert errors(await run(*items(failing), error_classifier=classifier)) == ["KeyError: "]
 
 
 @pytest.mark.parametrize(

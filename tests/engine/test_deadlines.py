@@ -1,13 +1,13 @@
 """Many deadlines of one length on a single timer."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from batch_llm._engine.deadlines import Deadlines, Holder
+from batch_llm.testing import VirtualTimeLoop
 from tests.engine.support import now
 
 
@@ -24,6 +24,19 @@ class Sleeper:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(seconds)
             self.outcomes.append((now(), deadlines.close(self)))
+
+
+class Stubborn(Sleeper):
+    """Makes one call, and takes no cancellation before 50 s."""
+
+    async def _work(self, deadlines: Deadlines, calls: tuple[float, ...]) -> None:
+        deadlines.open(self)
+        while now() < 50.0:
+            try:
+                await asyncio.sleep(calls[0])
+            except asyncio.CancelledError:
+                continue
+        self.outcomes.append((now(), deadlines.close(self)))
 
 
 @pytest.fixture
@@ -43,23 +56,30 @@ async def test_each_call_has_a_deadline_of_its_own(stuck: list[Holder]) -> None:
     assert first.task.cancelling() == second.task.cancelling() == 0
 
 
+@pytest.fixture
+def timers(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.TimerHandle]:
+    """The timers of deadlines, as they are set."""
+    timers: list[asyncio.TimerHandle] = []
+    call_at = VirtualTimeLoop.call_at
+
+    def noting(*args: Any, **options: Any) -> asyncio.TimerHandle:
+        timer = call_at(*args, **options)
+        if args[2].__name__ == "_tick":
+            timers.append(timer)
+        return timer
+
+    monkeypatch.setattr(VirtualTimeLoop, "call_at", noting)
+    return timers
+
+
 async def test_there_is_one_timer_at_most(
-    stuck: list[Holder], monkeypatch: pytest.MonkeyPatch
+    stuck: list[Holder], timers: list[asyncio.TimerHandle]
 ) -> None:
-    loop = asyncio.get_running_loop()
-    call_at, timers = loop.call_at, []
-
-    def noting(when: float, callback: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if callback.__name__ == "_tick":
-            timers.append(when)
-        return call_at(when, callback, *args, **options)
-
-    monkeypatch.setattr(loop, "call_at", noting)
     deadlines = Deadlines(10.0, on_stuck=stuck.append)
     sleepers = [Sleeper(deadlines, *[3.0] * 10) for _ in range(100)]
     await asyncio.gather(*[sleeper.task for sleeper in sleepers])
     # At 10 s calls are open that began at 9 s, at 19 s those of 18 s, at 28 s those of 27 s.
-    assert timers == [10.0, 19.0, 28.0, 37.0]
+    assert [timer.when() for timer in timers] == [10.0, 19.0, 28.0, 37.0]
     deadlines.stop()
 
 
@@ -91,23 +111,36 @@ async def test_stopping_forgets_everything(stuck: list[Holder]) -> None:
     assert [sleeper.outcomes for sleeper in sleepers] == [[(50.0, False)]] * 3
 
 
-async def test_who_does_not_end_is_told_of_once(stuck: list[Holder]) -> None:
-    class Stubborn(Sleeper):
-        async def _work(self, deadlines: Deadlines, calls: tuple[float, ...]) -> None:
-            deadlines.open(self)
-            while now() < 50.0:
-                try:
-                    await asyncio.sleep(calls[0])
-                except asyncio.CancelledError:
-                    continue
-            self.outcomes.append((now(), deadlines.close(self)))
-
+async def test_stopping_leaves_no_timer_and_no_call_for_the_next_deadline(
+    stuck: list[Holder], timers: list[asyncio.TimerHandle]
+) -> None:
     deadlines = Deadlines(10.0, on_stuck=stuck.append)
-    sleeper = Stubborn(deadlines, 60.0)
-    await asyncio.sleep(10.5)
+    stubborn = Stubborn(deadlines, 60.0)
+    await asyncio.sleep(5.0)
+    before = Sleeper(deadlines, 60.0)
+    await asyncio.sleep(5.5)
+    deadlines.stop()
+    assert timers[-1].cancelled()
+    assert len(deadlines) == 0
+    after = Sleeper(deadlines, 60.0)
+    await asyncio.gather(stubborn.task, before.task, after.task)
+    assert before.outcomes == [(65.0, False)]
+    assert after.outcomes == [(20.5, True)]
     assert stuck == []
+
+
+async def test_who_does_not_end_is_told_of_once(stuck: list[Holder]) -> None:
+    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    stubborn = Stubborn(deadlines, 60.0)
+    await asyncio.sleep(5.0)
+    other = Sleeper(deadlines, 60.0)
+    await asyncio.sleep(5.5)
+    assert stuck == []
+    assert stubborn in deadlines
+    assert len(deadlines) == 2
     await asyncio.sleep(0.5)
-    assert stuck == [sleeper]
-    await sleeper.task
-    assert stuck == [sleeper]
-    assert sleeper.outcomes == [(70.0, False)]
+    assert stuck == [stubborn]
+    assert stubborn not in deadlines
+    await asyncio.gather(stubborn.task, other.task)
+    assert stuck == [stubborn]
+    assert stubborn.outcomes == [(70.0, False)]

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+from collections import deque
 from typing import Any
 
 import pytest
 
 from tests.engine.support import (
+    Call,
     Processor,
     Provider,
+    Refused,
     errors,
     items,
     now,
@@ -60,6 +63,51 @@ async def test_an_item_that_comes_during_the_cleanup_is_prepared_after_it(late: 
     assert session.instants == [0.0] + [7.0] * late
     assert len(session.cleaned) == 2
     assert not session.open
+
+
+async def test_a_strategy_that_is_at_work_again_is_not_closed_among_the_idle() -> None:
+    session, busy = Session(0.0, seconds=10.0), Provider(seconds=100.0)
+    async with Processor(config=settings(4)) as processor:
+        running = await start(processor, *items(busy), *items(session, 2))
+        await asyncio.sleep(15.0)
+        others = [item for _ in range(101) for item in items(Provider(), 2)]
+        for item in [*items(session), *others]:
+            await processor.add_work(item)
+        result = await running
+    assert result.failed == 0
+    assert (session.prepared, session.cleaned) == ([0.0], [100.0])
+
+
+async def test_a_strategy_whose_other_item_goes_on_is_not_closed_among_the_idle() -> None:
+    async def answer(call: Call) -> str:
+        await asyncio.sleep(50.0 * int(call.prompt[-1]))
+        return "ok"
+
+    session = Session(0.0, answer=answer)
+    async with Processor(config=settings(4)) as processor:
+        running = await start(processor, *items(session, 2))
+        await asyncio.sleep(15.0)
+        for _ in range(101):
+            for item in items(Provider(), 2):
+                await processor.add_work(item)
+        result = await running
+    assert result.failed == 0
+    assert (session.prepared, session.cleaned) == ([0.0], [50.0])
+
+
+async def test_rate_limits_use_up_none_of_the_attempts_to_prepare() -> None:
+    steps = deque([Refused(60.0), Refused(60.0), ConnectionError(), ConnectionError()])
+
+    class Waking(Provider):
+        async def prepare(self) -> None:
+            await super().prepare()
+            if steps:
+                raise steps.popleft()
+
+    waking = Waking()
+    result = await run(*items(waking, 2))
+    assert outputs(result) == ["ok", "ok"]
+    assert waking.prepared == [0.0, 60.0, 120.0, 121.0, 123.0]
 
 
 class Shy(Provider):

@@ -231,6 +231,13 @@ async def test_a_middleware_that_misbehaves_is_logged_and_passed_over(
     assert messages == [f"item 0: Made.{method} {logged}"] * calls
 
 
+async def test_why_a_middleware_failed_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="batch_llm")
+    error = KeyError("row")
+    await run_one(middleware(before_process=raising(error)))
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
+
+
 async def test_none_from_after_process_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     result = await run_one(middleware(after_process=lambda result: None))
     assert result.output == "answer"
