@@ -137,6 +137,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self._stats = ProcessingStats()
         self._pool: Pool | None = None
         self._latest: Pool | None = None
+        self._has_warned = False
         self._tasks = Tasks()
         self._watchers = Tasks()
         self._events = Events(self.observers)
@@ -177,7 +178,10 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         doors.check_item(work_item)
         if not self._lifecycle.knows(work_item.strategy):
             doors.check_strategy(work_item.strategy)
-            doors.warn_of_few_connections(work_item.strategy, self.config.max_workers)
+            # Once: each item may bring a strategy of its own.
+            self._has_warned = self._has_warned or doors.warn_of_few_connections(
+                work_item.strategy, self.config.max_workers
+            )
         if self._pool is not None:
             await self._pool.add(work_item, waits=not self._is_called_by_a_hook())
         else:

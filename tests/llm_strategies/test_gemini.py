@@ -389,3 +389,24 @@ async def test_without_the_sdk_a_mock_is_sent_a_plain_dict(
             contents="Hello",
             config={**sent, "automatic_function_calling": {"disable": True}},
         )
+
+
+async def test_the_sdk_need_not_look_through_the_whole_config_for_each_field(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which would take it a quarter of a millisecond."""
+    looked = 0
+    through = types.GenerateContentConfig.__iter__
+
+    def count(config: types.GenerateContentConfig) -> Any:
+        nonlocal looked
+        looked += 1
+        return through(config)
+
+    monkeypatch.setattr(types.GenerateContentConfig, "__iter__", count)
+    config = types.GenerateContentConfig(temperature=0.5, stop_sequences=["END"])
+    async with GeminiEmulator() as server:
+        await strategy_for(server, config).execute("Hello", 1, 60.0)
+        sent = server.requests[0].body["generationConfig"]
+    assert sent == {"temperature": 0.5, "stopSequences": ["END"]}
+    assert looked == 0

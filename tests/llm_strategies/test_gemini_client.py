@@ -281,10 +281,10 @@ async def test_a_strategy_knows_the_connections_of_its_client() -> None:
 
 async def test_too_few_connections_are_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
     async with GeminiEmulator() as server, client_of(server, 7) as client:
-        strategy = GeminiStrategy(MODEL, client, text_of)
         for max_workers in (7, 8):
             async with ParallelBatchProcessor[str, str, None](max_workers=max_workers) as processor:
                 for number in range(3):
+                    strategy = GeminiStrategy(MODEL, client, text_of)
                     await processor.add_work(LLMWorkItem(str(number), strategy, "a prompt"))
     [warning] = [each.getMessage() for each in caplog.records if "in flight" in each.getMessage()]
     assert warning == (

@@ -55,18 +55,20 @@ def check_strategy(strategy: object) -> None:
         )
 
 
-def warn_of_few_connections(strategy: object, max_workers: int) -> None:
+def warn_of_few_connections(strategy: object, max_workers: int) -> bool:
     """Say so where a strategy cannot have as many calls in flight as there are workers."""
     most = getattr(strategy, "max_concurrency", None)
-    if isinstance(most, int) and most < max_workers:
-        _log.warning(
-            "%s can have %d calls in flight at once, fewer than max_workers=%d; for Gemini, build "
-            "its client with gemini_client(max_connections=%d)",
-            type(strategy).__name__,
-            most,
-            max_workers,
-            max_workers,
-        )
+    if not isinstance(most, int) or most >= max_workers:
+        return False
+    _log.warning(
+        "%s can have %d calls in flight at once, fewer than max_workers=%d; for Gemini, build "
+        "its client with gemini_client(max_connections=%d)",
+        type(strategy).__name__,
+        most,
+        max_workers,
+        max_workers,
+    )
+    return True
 
 
 def _is_plainly_sync(execute: Any) -> bool:

@@ -1,5 +1,6 @@
 """The config of one request: a copy of the user's own, with what a batch needs laid over it."""
 
+import functools
 import importlib.util
 from collections.abc import Mapping
 from types import ModuleType
@@ -56,7 +57,10 @@ class GeminiConfigs:
         if isinstance(config, dict):
             merged = cast("dict[str, Any]", config) | changes
             return {name: value for name, value in merged.items() if value is not None}
-        return config.model_copy(update=changes)
+        copy = config.model_copy(update=changes)
+        if self._types is not None and type(copy) is self._types.GenerateContentConfig:
+            copy.__class__ = _quick_config(self._types)
+        return copy
 
     def for_caches(self, type_name: str, **fields: Any) -> Any:
         """The config of a request about caches; None where there is nothing to say."""
@@ -94,6 +98,21 @@ def holds_functions(config: Any) -> bool:
     if not isinstance(tools, list):
         return False
     return not all(isinstance(tool, dict | BaseModel) for tool in cast("list[Any]", tools))
+
+
+def _contains_nothing(config: object, name: object) -> bool:
+    return False
+
+
+@functools.cache
+def _quick_config(types: ModuleType) -> Any:
+    """A GenerateContentConfig that the SDK reads in a third of the time.
+
+    For each field the SDK asks whether the config contains its name. pydantic looks through
+    all fields, and says no in any case: it goes over pairs of name and value.
+    """
+    bases: Any = (types.GenerateContentConfig,)
+    return type("QuickConfig", bases, {"__contains__": _contains_nothing})
 
 
 def _no_retries(types: Any) -> Any:
