@@ -12,7 +12,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Rooms whose every branch is tested.
 CORE := src/batch_llm/core/*,src/batch_llm/strategies/*,src/batch_llm/base.py,src/batch_llm/_engine/*,src/batch_llm/parallel.py
 
-.PHONY: demo test check soak bench format format-check lint types layers coverage compat wheel clean constraints
+.PHONY: demo test check soak bench endurance format format-check lint types layers coverage compat wheel clean constraints
 .DEFAULT_GOAL := test
 # One check at a time: a machine's cores belong to the check that runs.
 .NOTPARALLEL:
@@ -70,6 +70,10 @@ soak: $(VENV)/.ready
 # Ratios of CPU time; no part of the checks, since machines are noisy.
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/overhead.py
+
+# Memory, sockets and tokens over a million items and 20,000 calls, in real time: minutes.
+endurance: $(VENV)/.ready
+	$(BIN)/python benchmarks/endurance.py
 
 clean:
 	rm -rf $(VENV) $(VENV_OLD) $(VENV_WHEEL) build .coverage*

@@ -338,6 +338,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 # Nothing is left of them, unless the end itself was cancelled.
                 self._tasks.cancel()
                 self._watchers.cancel()
+                self._lifecycle.reset(self._queue)
                 self._gate.reset()
                 self._events.stop()
                 self._deadlines.stop()
@@ -367,8 +368,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 # The run cannot wait for one of its own hooks; whoever consumes it cleans up.
                 return
             await self._end(self._pool)
-        await self._lifecycle.close(self._queue)
-        await self._progress.stop()
+        if self._pool is None:
+            await self._lifecycle.close(self._queue)
+            await self._progress.stop()
 
     def _is_called_by_a_hook(self) -> bool:
         """Whether the caller is code that the run itself has called, and would wait for itself."""

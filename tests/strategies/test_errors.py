@@ -52,6 +52,11 @@ def named(value: Any) -> str:
     return value.__name__ if isinstance(value, type) else type(value).__name__
 
 
+@pytest.mark.parametrize("kind", [StrategyContractError, ResponseError], ids=named)
+def test_the_message_may_be_given_by_name(kind: Any) -> None:
+    assert str(kind(message="text")) == "text"
+
+
 @pytest.mark.parametrize(("kind", "parent"), TREE.items(), ids=named)
 def test_each_error_has_our_root_and_its_builtin_parent(
     kind: type[BatchLLMError], parent: type[Exception]

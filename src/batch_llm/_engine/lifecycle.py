@@ -59,6 +59,8 @@ class Entry:
 
     def cleanup(self) -> Any:
         """Call the strategy's cleanup."""
+        if not self.used:
+            return None
         self.used = False
         return hook(self.strategy, "cleanup")()
 
@@ -174,10 +176,19 @@ class Lifecycle:
         try:
             await self._clean_up(*self._entries.values())
         finally:
-            self._entries.clear()
-            self._idle.clear()
-            for item in queue:
-                self.expect(item.strategy)
+            self.reset(queue)
+
+    def reset(self, queue: Iterable[LLMWorkItem[Any, Any, Any]]) -> None:
+        """Forget what belongs to the run that is over; what is not cleaned up yet stays."""
+        entries = list(self._entries.values())
+        self._entries.clear()
+        self._idle.clear()
+        for entry in entries:
+            if entry.used:
+                kept = self.entry_of(entry.strategy)
+                kept.used, kept.prepared = True, entry.prepared
+        for item in queue:
+            self.expect(item.strategy)
 
     async def _clean_up(self, *entries: Entry) -> None:
         calls: list[tuple[str, Callable[[], Any]]] = []

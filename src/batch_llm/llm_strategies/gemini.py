@@ -57,7 +57,7 @@ class GeminiStrategy(LLMCallStrategy[TOutput], Generic[TOutput]):
         self.client = client
         self.response_parser = response_parser
         self.config = config
-        self.max_concurrency = pool_size(client)
+        self.max_concurrency: int | None = pool_size(client)
         self._configs = GeminiConfigs(client)
         # A dict that is no config fails here rather than with every item.
         self._configs.for_request(config)

@@ -119,7 +119,7 @@ class AdaptiveLimit:
         self._number = 0
         self._in_flight = 0
         self._is_open = max_workers <= FIRST_WAVE
-        self.is_engaged = False
+        self.is_engaged: bool = False
         self._episodes = 0
         self._pace = math.inf
         self._is_guess = True
@@ -129,7 +129,7 @@ class AdaptiveLimit:
         self._refused_at: float | None = None
         self._hint_seconds = 0.0
         self._empty_episodes = 0
-        self.is_blocked = False
+        self.is_blocked: bool = False
         self._probe: Admission | None = None
         self._probe_at = 0.0
         self._probe_seconds = _FIRST_PROBE_SECONDS

@@ -29,7 +29,9 @@ class ProviderError(Exception):
     def __init__(self, status: int, text: str, *, retry_after: float | None = None) -> None:
         super().__init__(f"{status} {text}")
         self.status_code = status
-        self.headers = {} if retry_after is None else {"Retry-After": repr(retry_after)}
+        self.headers: dict[str, str] = (
+            {} if retry_after is None else {"Retry-After": repr(retry_after)}
+        )
         self.response = self
 
 
@@ -57,10 +59,10 @@ class SimulatedProvider:
         self.service = service
         self.calls: list[Call] = []
         self.upkeep: list[Upkeep] = []
-        self.clock = Clock(loop_time)
+        self.clock: Clock = Clock(loop_time)
         self.watch: Callable[[], Awaitable[None]] | None = None
         self.stubborn: set[asyncio.Task[Any]] = set()
-        self.interrupts = False
+        self.interrupts: bool = False
         self._seed = seed
         self._seen: Counter[str] = Counter()
         self._quota = QuotaMeter(service.quota, service.quota_changes)
