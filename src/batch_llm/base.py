@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -113,10 +114,14 @@ def _get(usage: Any, key: str) -> object:
 
 
 def _sum(usages: list[Any], key: str) -> int:
+    total: Any = None
     try:
-        total: Any = sum([usage.get(key, 0) for usage in usages])
-    except (AttributeError, TypeError):
-        total = None
+        try:
+            total = sum(map(itemgetter(key), usages))
+        except LookupError:
+            total = sum([usage[key] for usage in usages if key in usage])
+    except TypeError:
+        pass
     if isinstance(total, int):
         return total
     # A result that the caller's code made may hold anything.

@@ -313,7 +313,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         is_default = self.error_classifier is self._default_classifier
         self._recovery.classifier = None if is_default else self.error_classifier
         self._gate.strategy = self.rate_limit_strategy
-        self._hooks.middlewares = self.middlewares
+        self._hooks.middlewares = tuple(self.middlewares)
         self._hooks.post_processor = self.post_processor
         self._events.observers = self.observers
         self._progress.callback = self.progress_callback
@@ -407,7 +407,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         if entry.prepared:
             return
         journal = Journal(0)
-        journal.begin(LLMWorkItem("prepare", strategy))
+        journal.begin(LLMWorkItem("prepare", strategy), entry)
         failure = await self._lifecycle.prepare(entry, journal)
         if failure is not None:
             raise failure.error

@@ -202,7 +202,7 @@ def a_strategy_is_cleaned_up_too_early(broken: Broken) -> None:
 @mutant("lifecycle", PLAIN)
 def nothing_is_cleaned_up(broken: Broken) -> None:
     async def forget(self: Any, *entries: Any) -> None:
-        self._entries.clear()
+        self.entries.clear()
 
     broken.setattr(Lifecycle, "_clean_up", forget)
 
@@ -406,7 +406,7 @@ def results_pile_up(broken: Broken) -> None:
     async def go_on(self: Pool) -> None:
         await asyncio.sleep(0)
 
-    broken.setattr(Pool, "_pause", go_on)
+    broken.setattr(Pool, "pause", go_on)
 
 
 @pytest.mark.parametrize(

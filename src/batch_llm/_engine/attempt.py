@@ -18,6 +18,9 @@ from batch_llm.strategies.errors import ErrorInfo, FrameworkTimeoutError, Strate
 
 _log = logging.getLogger(__name__)
 
+# An answer is a tuple of the output and its usage.
+_ANSWER = 2
+
 
 class Attempts:
     """Makes calls, each bounded by the run's one timeout.
@@ -65,11 +68,15 @@ class Attempts:
             journal.repeats = False
         else:
             journal.attempt += 1
-        self._deadlines.open(worker)
+        deadlines = self._deadlines
+        now = deadlines.now
+        deadlines.running[worker] = end = now() + deadlines.seconds
+        if deadlines.timer is None:
+            deadlines.arm(end)
         item = journal.item
         if self.dry_run:
             return _pretend(item.strategy, item.prompt)
-        call: Any = item.strategy.execute(item.prompt, journal.attempt, self._deadlines.seconds)
+        call: Any = item.strategy.execute(item.prompt, journal.attempt, deadlines.seconds)
         if type(call) is not CoroutineType and not inspect.isawaitable(call):
             raise _not_async(item.strategy, call)
         return call  # pyright: ignore[reportUnknownVariableType] - narrowed from Any
@@ -105,19 +112,22 @@ class Attempts:
             KeyboardInterrupt: The strategy raised it.
             SystemExit: The strategy raised it.
         """
-        timed_out = self._deadlines.close(worker)
-        if worker.replaced:
-            raise asyncio.CancelledError
-        is_answer = error is None and issubclass(type(returned), tuple) and len(returned) == 2
-        if not self._gate.wide_open:
-            self._gate.ended(journal.admission, answered=is_answer)
-        if is_answer:
-            journal.output = returned[0]
-            journal.bill(returned[1], self._stats)
+        timed_out = False
+        if self._deadlines.running.pop(worker, None) is None:
+            timed_out = self._was_late(worker)
+        shape = type(returned)  # pyright: ignore[reportUnknownVariableType]
+        if shape is tuple and len(returned) == _ANSWER:
+            if not self._gate.wide_open:
+                self._gate.ended(journal.admission, answered=True)
+            journal.entry.has_answered = True
+            journal.output, usage = returned
+            journal.bill(usage, self._stats)
             if self._detailed:
                 item_id = journal.item.item_id
-                _log.debug("item %s: attempt %s: answer, %s", item_id, journal.attempt, returned[1])
+                _log.debug("item %s: attempt %s: answer, %s", item_id, journal.attempt, usage)
             return None
+        if not self._gate.wide_open:
+            self._gate.ended(journal.admission, answered=False)
         if error is None:
             method = "dry_run" if self.dry_run else "execute"
             error = _wrong_shape(f"{type(journal.item.strategy).__name__}.{method}", returned)
@@ -127,6 +137,12 @@ class Attempts:
             error = _timeout(journal.item.strategy, self._deadlines.seconds)
         journal.bill_failure(error, self._stats)
         return Failure(error, self._classify(error, journal.item))
+
+    def _was_late(self, worker: Worker) -> bool:
+        """Whether the worker's time ran out, rather than the run's."""
+        if worker.replaced:
+            raise asyncio.CancelledError
+        return self._deadlines.close(worker)
 
 
 async def _pretend(strategy: Any, prompt: str) -> Any:

@@ -33,25 +33,29 @@ class Deadlines:
         self.seconds = seconds
         self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()
-        self._open: dict[Holder, float] = {}
-        self._now = clock_of(self._loop)
+        self.running: dict[Holder, float] = {}
+        self.now = clock_of(self._loop)
         self._expired: dict[Holder, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Calls under way."""
-        return len(self._open) + len(self._expired)
+        return len(self.running) + len(self._expired)
 
     def __contains__(self, holder: Holder) -> bool:
         """Whether the holder has a call under way."""
-        return holder in self._open or holder in self._expired
+        return holder in self.running or holder in self._expired
 
     def open(self, holder: Holder) -> None:
         """Start the holder's time."""
-        now = self._now
-        self._open[holder] = at = now() + self.seconds
-        if self._timer is None:
-            self._timer = self._loop.call_at(at, self._tick)
+        now = self.now
+        self.running[holder] = at = now() + self.seconds
+        if self.timer is None:
+            self.arm(at)
+
+    def arm(self, at: float) -> None:
+        """Have a look at loop time ``at``, the earliest end of a call."""
+        self.timer = self._loop.call_at(at, self._tick)
 
     def close(self, holder: Holder) -> bool:
         """End the holder's time.
@@ -59,7 +63,7 @@ class Deadlines:
         Returns:
             Whether it ran out; the cancellation is then taken back from the task.
         """
-        if self._open.pop(holder, None) is not None or holder not in self._expired:
+        if self.running.pop(holder, None) is not None or holder not in self._expired:
             return False
         del self._expired[holder]
         holder.task.uncancel()
@@ -67,23 +71,23 @@ class Deadlines:
 
     def stop(self) -> None:
         """Forget all deadlines."""
-        self._open.clear()
+        self.running.clear()
         self._expired.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def _tick(self) -> None:
         now = self._loop.time()
-        for holder in _due(self._open, now):
-            del self._open[holder]
+        for holder in _due(self.running, now):
+            del self.running[holder]
             self._expired[holder] = now + GRACE_SECONDS
             holder.task.cancel()
         for holder in _due(self._expired, now):
             del self._expired[holder]
             self._on_stuck(holder)
-        upcoming = [next(iter(times.values())) for times in (self._open, self._expired) if times]
-        self._timer = self._loop.call_at(min(upcoming), self._tick) if upcoming else None
+        upcoming = [next(iter(times.values())) for times in (self.running, self._expired) if times]
+        self.timer = self._loop.call_at(min(upcoming), self._tick) if upcoming else None
 
 
 def _due(deadlines: dict[Holder, float], now: float) -> list[Holder]:

@@ -23,42 +23,73 @@ _Record = tuple[ProcessingEvent, dict[str, Any]]
 
 
 class _Feed:
-    """One observer, its backlog, and the task that works it off."""
+    """One observer, its backlog, and the task that works it off.
 
-    def __init__(self, observer: ProcessorObserver) -> None:
+    An event whose handling never waits needs no deadline, so one is opened only for what is
+    still under way when the loop has its next turn.
+
+    Args:
+        observer: Who is told.
+        deadlines: Bounds the handling of each event.
+        has_company: Whether others are told the same, so that the data has to be copied.
+    """
+
+    def __init__(
+        self, observer: ProcessorObserver, deadlines: Deadlines, *, has_company: bool
+    ) -> None:
         self.observer = observer
         self.backlog: deque[_Record] = deque()
         self.task: asyncio.Task[None]
         self.asleep: asyncio.Future[None] | None = None
         self.caught_up: asyncio.Future[None] | None = None
         self.left_out = False
+        self._deadlines = deadlines
+        self._has_company = has_company
+        self._loop = asyncio.get_running_loop()
+        self._is_timed = False
         self._timeouts = 0
 
-    async def work(self, deadlines: Deadlines, fail: Callable[[BaseException], None]) -> None:
+    async def work(self, fail: Callable[[BaseException], None]) -> None:
+        backlog = self.backlog
+        self._loop.call_soon(self._start_the_time)
         while not self.left_out:
-            if not self.backlog:
+            if not backlog:
                 await self._next_event()
                 continue
-            event, data = self.backlog.popleft()
+            event, data = backlog.popleft()
             error: BaseException | None = None
-            deadlines.open(self)
             try:
-                called: Any = self.observer.on_event(event, data)
+                called: Any = self.observer.on_event(
+                    event, data.copy() if self._has_company else data
+                )
                 if type(called) is CoroutineType or inspect.isawaitable(called):
                     await called
             except BaseException as raised:
                 error = raised
-            timed_out = deadlines.close(self)
-            if timed_out or error is not None:
-                self._judge(event, error, fail, timed_out=timed_out)
-            else:
-                self._timeouts = 0
+            if self._is_timed or error is not None or self._timeouts:
+                self._judge(event, error, fail)
 
     async def _next_event(self) -> None:
         if self.caught_up is not None and not self.caught_up.done():
             self.caught_up.set_result(None)
-        self.asleep = asyncio.get_running_loop().create_future()
+        self.asleep = self._loop.create_future()
         await self.asleep
+        self._loop.call_soon(self._start_the_time)
+
+    def _start_the_time(self) -> None:
+        """Bound what is under way, if anything is."""
+        if self.asleep is None and not (self._is_timed or self.task.done()):
+            self._is_timed = True
+            self._deadlines.open(self)
+
+    def _stop_the_time(self) -> bool:
+        """Whether it ran out."""
+        if not self._is_timed:
+            return False
+        self._is_timed = False
+        # For what the task does in the rest of this turn.
+        self._loop.call_soon(self._start_the_time)
+        return self._deadlines.close(self)
 
     def wake(self) -> None:
         """Go on with the backlog."""
@@ -71,10 +102,12 @@ class _Feed:
         event: ProcessingEvent,
         error: BaseException | None,
         fail: Callable[[BaseException], None],
-        *,
-        timed_out: bool,
     ) -> None:
         """Pass on what is not the observer's own, and log what is."""
+        timed_out = self._stop_the_time()
+        if error is None and not timed_out:
+            self._timeouts = 0
+            return
         if isinstance(error, asyncio.CancelledError) and self.task.cancelling():
             raise error
         if isinstance(error, FATAL):
@@ -123,12 +156,14 @@ class Events:
             tasks: Where the observers' tasks live.
             fail: Told of a KeyboardInterrupt or SystemExit.
         """
-        self._feeds = [_Feed(observer) for observer in self.observers]
         self._deadlines = Deadlines(OBSERVER_SECONDS, on_stuck=self._stuck)
+        has_company = len(self.observers) > 1
+        self._feeds = [
+            _Feed(observer, self._deadlines, has_company=has_company) for observer in self.observers
+        ]
         for feed in self._feeds:
-            feed.task = tasks.spawn(
-                feed.work(self._deadlines, fail), name=f"observer {type(feed.observer).__name__}"
-            )
+            name = f"observer {type(feed.observer).__name__}"
+            feed.task = tasks.spawn(feed.work(fail), name=name)
         self.watched, self.crowded = bool(self._feeds), False
 
     def emit(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
@@ -136,7 +171,6 @@ class Events:
         for feed in self._feeds:
             if not feed.left_out:
                 feed.backlog.append((event, data))
-                data = data.copy() if len(self._feeds) > 1 else data
                 if feed.asleep is not None:
                     feed.wake()
                 if len(feed.backlog) >= _BACKLOG:

@@ -39,6 +39,11 @@ class Hooks:
         self._tasks = tasks
         self._seconds = seconds
 
+    @property
+    def follow(self) -> bool:
+        """Whether anybody wants to know of an item's end."""
+        return bool(self.middlewares) or self.post_processor is not None
+
     async def before(self, item: Item) -> Item | None:
         """The item as the middlewares leave it, None when one skips it."""
         for middleware in self._with("before_process"):

@@ -1,33 +1,44 @@
 """What happened to one item: its attempts, their tokens and their outcome."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from batch_llm.base import LLMWorkItem, ProcessingStats, WorkItemResult
 from batch_llm.llm_strategies._usage import count, read_usage
 from batch_llm.strategies.adaptive import Admission
 from batch_llm.strategies.errors import ErrorInfo
 
+if TYPE_CHECKING:
+    from batch_llm._engine.lifecycle import Entry
+
 _log = logging.getLogger(__name__)
 
 # A proxy's error page may be a megabyte.
 _LONGEST_TEXT = 2_000
 
+Stage = Literal["idle", "calling", "concluding", "released"]
+
 _KEYS = ("input_tokens", "output_tokens", "total_tokens", "cached_input_tokens")
 
 
 class _Counts:
-    """The plain token counts of one item, whose ``__dict__`` becomes its usage.
+    """A place for the token counts of an item."""
 
-    Dicts of one class's instances share their table of keys (PEP 412), which takes a third
-    off what a kept usage weighs.
-    """
+    def __init__(self, *keys: str) -> None:
+        for key in keys:
+            setattr(self, key, 0)
 
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    cached_input_tokens: int
+
+class _CachedCounts(_Counts):
+    """The same with the cached ones."""
+
+
+# An item's usage begins as a copy of one of these: the copies of an object's attributes share
+# their table of keys (PEP 412), which takes a third off what a kept usage weighs.
+_COUNTS: dict[str, int] = vars(_Counts(*_KEYS[:3]))
+_CACHED_COUNTS: dict[str, int] = vars(_CachedCounts(*_KEYS))
 
 
 @dataclass(slots=True)
@@ -53,11 +64,13 @@ class Journal:
     """The record of the item that a worker has, begun anew for each.
 
     Attributes:
-        strategy: The strategy that counts the item among its own; the item's may be changed
-            in place.
+        entry: That of the strategy that counts the item among its own; the item's strategy
+            may be changed in place.
         item: The item, as middleware left it.
         worker_id: The worker that has it.
-        open: Whether there is an item whose result was not handed over yet.
+        stage: "idle" until there is an item and once its result was handed over; "concluding"
+            when there is an outcome, and only hooks are left to be called; "released" when the
+            strategy was told that the item is done.
         started: Loop time at which the worker took it, where somebody watches.
         attempt: Number of the current attempt, 0 before the first.
         admission: What the gate gave for the current attempt, if it was asked.
@@ -65,63 +78,73 @@ class Journal:
         repeats: Whether the next call is the current attempt's again, after a rate limit.
         rate_limits: How often the item was rate limited.
         output: The answer, once there is one.
-        usage: TokenUsage of all attempts so far.
+        usage: TokenUsage of all attempts so far, None before the first.
         result: The result, once there is one.
-        concluding: Whether there is an outcome, and only hooks are left to be called.
-        released: Whether the strategy was told that the item is done.
     """
 
     __slots__ = (
         "admission",
         "attempt",
-        "concluding",
+        "entry",
         "epoch",
         "item",
-        "open",
         "output",
         "rate_limits",
-        "released",
         "repeats",
         "result",
+        "stage",
         "started",
-        "strategy",
         "usage",
         "worker_id",
     )
 
     item: LLMWorkItem[Any, Any, Any]
-    strategy: Any
+    entry: "Entry"
     started: float
     epoch: int
-    output: Any
 
     def __init__(self, worker_id: int) -> None:
         self.worker_id = worker_id
-        self.open = False
+        self.stage: Stage = "idle"
 
-    def begin(self, item: LLMWorkItem[Any, Any, Any]) -> None:
+    def begin(self, item: LLMWorkItem[Any, Any, Any], entry: "Entry") -> None:
         """Start the record of another item."""
         self.item = item
-        self.strategy = item.strategy
-        self.open = True
+        self.entry = entry
+        self.stage = "calling"
         self.attempt = self.rate_limits = 0
+        self.output: Any = None
         # Any on a hot path: a cast is a call.
-        self.usage: Any = {}
+        self.usage: Any = None
         self.result: WorkItemResult[Any, Any] | None = None
         self.admission: Admission | None = None
-        self.released = self.repeats = self.concluding = False
+        self.repeats = False
 
     def bill(self, usage: Any, stats: ProcessingStats) -> None:
         """Add the tokens of an attempt, in whatever shape they come, here and to the stats."""
-        if type(usage) is not dict:
-            usage = read_usage(usage)
-        billed: Any = usage  # pyright: ignore[reportUnknownVariableType] - of a bare dict
-        if not self.usage and (counts := _plain_counts(billed, stats)) is not None:
-            self.usage = counts
-        elif billed:
-            self._add(billed, stats)
+        kind = type(usage)  # pyright: ignore[reportUnknownVariableType]
+        if kind is dict and self.usage is None and len(usage) == len(_COUNTS):
+            try:
+                read, written = usage["input_tokens"], usage["output_tokens"]
+                total = usage["total_tokens"]
+                # Fails for what is no whole number, and is below 0 where one of them is.
+                bits = read | written | total
+            except (KeyError, TypeError):
+                read = written = total = bits = -1
+            if type(bits) is int and bits >= 0:
+                self.usage = counts = _COUNTS.copy()
+                counts["input_tokens"] = read
+                counts["output_tokens"] = written
+                counts["total_tokens"] = total
+                stats.total_input_tokens += read
+                stats.total_output_tokens += written
+                stats.total_tokens += total
+                return
+        self._add(usage if kind is dict else read_usage(usage), stats)
 
-    def _add(self, usage: dict[str, Any], stats: ProcessingStats) -> None:
+    def _add(self, usage: Mapping[str, Any], stats: ProcessingStats) -> None:
+        if not usage:
+            return
         counts = {
             key: count(value) for key, value in usage.items() if key in _KEYS or type(value) is int
         }
@@ -130,6 +153,9 @@ class Journal:
         stats.total_output_tokens += counts.get("output_tokens", 0)
         stats.total_tokens += total
         stats.cached_input_tokens += counts.get("cached_input_tokens", 0)
+        if self.usage is None:
+            has_all = counts.keys() == _CACHED_COUNTS.keys()
+            self.usage = _CACHED_COUNTS.copy() if has_all else {}
         total += total_of(self.usage)
         for key, tokens in counts.items():
             self.usage[key] = self.usage.get(key, 0) + tokens
@@ -148,35 +174,6 @@ def total_of(usage: dict[str, int]) -> int:
     """All tokens; the sum of input and output where the strategy gave no total."""
     total = usage.get("total_tokens")
     return usage.get("input_tokens", 0) + usage.get("output_tokens", 0) if total is None else total
-
-
-def _plain_counts(usage: dict[str, Any], stats: ProcessingStats) -> dict[str, int] | None:
-    """Add the three counts that most strategies give, and perhaps the cached, to the stats.
-
-    Returns:
-        A copy of them; None if the usage is anything else, and nothing was added.
-    """
-    if len(usage) != 3 and not (len(usage) == 4 and "cached_input_tokens" in usage):
-        return None
-    read: Any = usage.get("input_tokens")
-    written: Any = usage.get("output_tokens")
-    total: Any = usage.get("total_tokens")
-    cached: Any = usage.get("cached_input_tokens", 0)
-    if not (type(read) is type(written) is type(total) is type(cached) is int):
-        return None
-    if read < 0 or written < 0 or total < 0 or cached < 0:
-        return None
-    counts = _Counts()
-    counts.input_tokens = read
-    counts.output_tokens = written
-    counts.total_tokens = total
-    stats.total_input_tokens += read
-    stats.total_output_tokens += written
-    stats.total_tokens += total
-    if len(usage) == 4:
-        counts.cached_input_tokens = cached
-        stats.cached_input_tokens += cached
-    return vars(counts)
 
 
 def _usage_of(error: BaseException) -> object:

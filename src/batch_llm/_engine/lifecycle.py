@@ -84,21 +84,22 @@ class Lifecycle:
         self._recovery = recovery
         self._tasks = tasks
         self._seconds = seconds
-        self._entries: dict[int, Entry] = {}
+        self.entries: dict[int, Entry] = {}
         self._idle: dict[int, Entry] = {}
 
-    def expect(self, strategy: Any) -> None:
+    def expect(self, strategy: Any) -> Entry:
         """An item of this strategy was accepted."""
         entry = self.entry_of(strategy)
         self._idle.pop(id(strategy), None)
         entry.pending += 1
         entry.items += 1
+        return entry
 
     def entry_of(self, strategy: Any) -> Entry:
         """The strategy's entry, a new one where it has none."""
-        entry = self._entries.get(id(strategy))
+        entry = self.entries.get(id(strategy))
         if entry is None:
-            entry = self._entries[id(strategy)] = Entry(strategy)
+            entry = self.entries[id(strategy)] = Entry(strategy)
         return entry
 
     async def prepare(self, entry: Entry, journal: Journal) -> Failure | None:
@@ -121,7 +122,7 @@ class Lifecycle:
 
     async def _prepare(self, entry: Entry, journal: Journal, name: str) -> None:
         trial = Journal(journal.worker_id)
-        trial.begin(journal.item)
+        trial.begin(journal.item, entry)
         if entry.closing is not None:
             await asyncio.wait((entry.closing,))
         while True:
@@ -145,12 +146,6 @@ class Lifecycle:
                 _log.error("%s failed for good: every item of this strategy fails", name)
                 return
 
-    def leave(self, strategy: Any) -> Entry | None:
-        """An item of this strategy is finished; gives the entry if it was the last so far."""
-        entry = self.entry_of(strategy)
-        entry.pending -= 1
-        return None if entry.pending else entry
-
     async def retire(self, entry: Entry) -> None:
         """Clean up a strategy without pending items, now or once the next have had their chance."""
         if entry.items == 1:
@@ -162,7 +157,7 @@ class Lifecycle:
 
     def knows(self, strategy: Any) -> bool:
         """Whether the strategy has items already."""
-        return id(strategy) in self._entries
+        return id(strategy) in self.entries
 
     async def close(self, queue: Iterable[LLMWorkItem[Any, Any, Any]]) -> None:
         """The run is over: clean up every strategy that was used in it.
@@ -174,14 +169,14 @@ class Lifecycle:
             KeyboardInterrupt: A cleanup raised it, likewise SystemExit; the others are done.
         """
         try:
-            await self._clean_up(*self._entries.values())
+            await self._clean_up(*self.entries.values())
         finally:
             self.reset(queue)
 
     def reset(self, queue: Iterable[LLMWorkItem[Any, Any, Any]]) -> None:
         """Forget what belongs to the run that is over; what is not cleaned up yet stays."""
-        entries = list(self._entries.values())
-        self._entries.clear()
+        entries = list(self.entries.values())
+        self.entries.clear()
         self._idle.clear()
         for entry in entries:
             if entry.used:
@@ -208,7 +203,7 @@ class Lifecycle:
             for entry in entries:
                 entry.closing = None
                 if not (entry.pending or entry.used):
-                    self._entries.pop(id(entry.strategy), None)
+                    self.entries.pop(id(entry.strategy), None)
         errors = [end.error for end in ends]
         for (name, _), error in zip(calls, errors, strict=True):
             if error is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from batch_llm._engine.deadlines import Holder
 from batch_llm._engine.events import Events
 from batch_llm._engine.item import ItemRunner
+from batch_llm._engine.journal import Journal
 from batch_llm._engine.tasks import FATAL, Tasks
 from batch_llm._engine.worker import Worker
 from batch_llm.base import LLMWorkItem, WorkItemResult
@@ -44,7 +45,11 @@ class Pool:
         events: Told of workers.
 
     Attributes:
+        queue: What is to be done.
+        adding: Those who wait until there is room for an item.
+        taking: Whether workers take items.
         outbox: Results that nobody has taken yet.
+        pause_at: How many results make a worker call ``pause``: 1 while the consumer waits.
         not_run: Ids of items that the end of the run left without a result, once closed.
         stop_reason: Why the run was wound down.
         error: What stopped the run and is to come out of it.
@@ -61,7 +66,7 @@ class Pool:
         tasks: Tasks,
         events: Events,
     ) -> None:
-        self._queue = queue
+        self.queue = queue
         self._workers = workers
         self._max_queue_size = max_queue_size
         self._tasks = tasks
@@ -69,19 +74,19 @@ class Pool:
         self._runner: ItemRunner
         self._busy = workers
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._adding: deque[asyncio.Future[None]] = deque()
+        self.adding: deque[asyncio.Future[None]] = deque()
         self._adders = 0
         self.outbox: list[Result] = []
         self._collecting = collecting
-        self._pause_at = _PAUSE_AFTER if collecting else 2 * workers + 16
+        self._most = _PAUSE_AFTER if collecting else 2 * workers + 16
+        self.pause_at = self._most
         self._consumer: asyncio.Future[None] | None = None
-        self._wanted = False
         self._full: deque[asyncio.Future[None]] = deque()
         self._crew: dict[int, Worker] = {}
         self._working = 0
         self.not_run: list[str] = []
         self.stop_reason: str | None = None
-        self._taking = True
+        self.taking = True
         self._over = False
         self._grace: asyncio.TimerHandle | None = None
         self.complete = False
@@ -113,7 +118,8 @@ class Pool:
             if self._over:
                 return
             self._consumer = asyncio.get_running_loop().create_future()
-            self._wanted = not self._collecting
+            if not self._collecting:
+                self.pause_at = 1
             await self._consumer
 
     def rest(self) -> list[Result]:
@@ -133,11 +139,11 @@ class Pool:
         """
         if waits:
             await self._room_in_queue(item)
-        self._queue.append(item)
+        self.queue.append(item)
         _wake(self._idle)
 
     async def _room_in_queue(self, item: Item) -> None:
-        while 0 < self._max_queue_size <= len(self._queue):
+        while 0 < self._max_queue_size <= len(self.queue):
             if not self._over:
                 await self._next_room()
             if self._over:
@@ -148,13 +154,13 @@ class Pool:
 
     async def _next_room(self) -> None:
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._adding.append(room)
+        self.adding.append(room)
         self._adders += 1
         try:
             await room
         except asyncio.CancelledError:
             # The room may have been found for the one who gives up, and nobody else may come.
-            _wake(self._adding)
+            _wake(self.adding)
             _wake(self._idle)
             raise
         finally:
@@ -167,9 +173,9 @@ class Pool:
 
     def wind_down(self, reason: str) -> None:
         """Take no more items and make no more calls; end once those in flight are finished."""
-        if not self._taking:
+        if not self.taking:
             return
-        self._taking, self.stop_reason = False, reason
+        self.taking, self.stop_reason = False, reason
         self._runner.gate.close()
         staying = [worker for worker in self._crew.values() if not self._runner.may_stop(worker)]
         for worker in self._crew.values():
@@ -185,7 +191,7 @@ class Pool:
 
     def close(self) -> None:
         """Let go of the workers: those that are left make calls that ignore the end of the run."""
-        begun = [worker.journal for worker in self._crew.values() if worker.journal.open]
+        begun = [worker.journal for worker in self._crew.values() if worker.journal.stage != "idle"]
         self.not_run = [journal.item.item_id for journal in begun] + self.not_run
         for worker in self._crew.values():
             if not worker.task.done():
@@ -196,18 +202,18 @@ class Pool:
     def end(self) -> None:
         """Take no more items and drop those that wait; whoever waits goes on."""
         if not self._over:
-            self.not_run = [item.item_id for item in self._queue]
-            self._queue.clear()
-        self._over, self._taking = True, False
+            self.not_run = [item.item_id for item in self.queue]
+            self.queue.clear()
+        self._over, self.taking = True, False
         if self._grace is not None:
             self._grace.cancel()
-        for waiting in (self._idle, self._adding, self._full):
+        for waiting in (self._idle, self.adding, self._full):
             while waiting:
                 _wake(waiting)
         self._wake_consumer()
 
     def _wake_consumer(self) -> None:
-        self._wanted = False
+        self.pause_at = self._most
         if self._consumer is not None and not self._consumer.done():
             self._consumer.set_result(None)
 
@@ -240,7 +246,7 @@ class Pool:
 
     def _gone(self, worker: Worker, task: asyncio.Task[None]) -> None:
         self._working -= 1
-        if task.cancelled() and self._taking and not worker.replaced:
+        if task.cancelled() and self.taking and not worker.replaced:
             self._succeed(worker, asyncio.CancelledError("the worker's task was cancelled"))
         if not worker.replaced:
             self._tell_stopped(worker)
@@ -252,19 +258,11 @@ class Pool:
             self._events.emit(ProcessingEvent.WORKER_STOPPED, {"worker_id": worker.id})
 
     async def _work(self, worker: Worker, error: BaseException | None) -> None:
-        queue, run = self._queue, self._runner.run
         try:
-            if error is not None and worker.journal.open:
-                self._hand_over(worker, await self._runner.take_over(worker.journal, error))
-            while self._taking:
-                if not queue:
-                    await self._next_item()
-                    continue
-                if self._adding:
-                    _wake(self._adding)
-                outbox_full = self._hand_over(worker, await run(queue.popleft(), worker))
-                if outbox_full or self._events.crowded:
-                    await self._pause()
+            if error is not None and worker.journal.stage != "idle":
+                journal = worker.journal
+                self._hand_over(journal, await self._runner.take_over(journal, error))
+            await self._runner.work(worker, self)
         except asyncio.CancelledError:
             self._save(worker)
             raise
@@ -277,41 +275,44 @@ class Pool:
     def _save(self, worker: Worker) -> None:
         """Keep a result that everybody was told of when the end of the run overtook it."""
         journal = worker.journal
-        if not (self._taking or worker.replaced) and journal.open and journal.result:
-            self._hand_over(worker, journal.result)
+        if not (self.taking or worker.replaced) and journal.stage != "idle" and journal.result:
+            self._hand_over(journal, journal.result)
 
-    async def _next_item(self) -> None:
-        """Wait for an item, or notice that there will be none."""
-        self._busy -= 1
-        try:
-            if not (self._busy or self._adders):
-                self.complete = True
-                self.end()
-                return
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._idle.append(turn)
-            await turn
-        finally:
-            self._busy += 1
+    async def next_item(self) -> Item | None:
+        """Wait for an item, or notice that there will be none; None at the end of the run."""
+        while self.taking:
+            if self.queue:
+                _wake(self.adding)
+                return self.queue.popleft()
+            self._busy -= 1
+            try:
+                if self._busy or self._adders:
+                    turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._idle.append(turn)
+                    await turn
+                else:
+                    self.complete = True
+                    self.end()
+            finally:
+                self._busy += 1
+        return None
 
-    def _hand_over(self, worker: Worker, result: Result) -> bool:
-        """Put a worker's result into the outbox; whether that is full now."""
-        worker.journal.open = False
-        outbox = self.outbox
-        outbox.append(result)
-        if self._wanted:
+    def _hand_over(self, journal: Journal, result: Result) -> None:
+        journal.stage = "idle"
+        self.outbox.append(result)
+        if not self._collecting:
             self._wake_consumer()
-        return len(outbox) >= self._pause_at
 
-    async def _pause(self) -> None:
+    async def pause(self) -> None:
         """Let others have their turn: observers, the consumer, or just the loop."""
         if self._events.crowded:
             await self._events.settle()
         if self._collecting:
-            self._pause_at = len(self.outbox) + _PAUSE_AFTER
+            self.pause_at = len(self.outbox) + _PAUSE_AFTER
             await asyncio.sleep(0)
             return
-        while len(self.outbox) >= self._pause_at and self._taking:
+        self._wake_consumer()
+        while len(self.outbox) >= self.pause_at and self.taking:
             room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._full.append(room)
             await room
