@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 
 from google import genai
 
-from batch_llm.testing.gemini import Fault, GeminiEmulator, RecordedRequest
+from batch_llm.testing.gemini import Fault, GeminiEmulator, RecordedRequest, Reply
 
 
 @asynccontextmanager
 async def gemini_client(
-    respond: Callable[[RecordedRequest], str | dict[str, object]] | None = None,
+    respond: Callable[[RecordedRequest], str | dict[str, object] | Reply] | None = None,
     faults: Callable[[RecordedRequest], Fault | None] | None = None,
 ) -> AsyncGenerator[genai.Client, None]:
     """A client of the real service where GEMINI_API_KEY is set, else of a local server.

@@ -11,7 +11,7 @@ With GEMINI_API_KEY set it asks Gemini, else a local server that plays it.
 import asyncio
 
 from _gemini import gemini_client
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from batch_llm import (
     GeminiErrorClassifier,
@@ -20,7 +20,9 @@ from batch_llm import (
     LLMWorkItem,
     ParallelBatchProcessor,
     ProcessorConfig,
+    StructuredOutputError,
     TokenUsage,
+    parse_json,
 )
 from batch_llm.testing.gemini import RecordedRequest
 
@@ -51,8 +53,9 @@ class WithFeedback(LLMCallStrategy[Slogan]):
 
     async def on_error(self, exception: Exception, attempt: int) -> None:
         # A timeout or a rate limit says nothing about the answer: keep what is known.
-        if isinstance(exception, ValidationError):
-            problems = [f"{error['input']!r}: {error['msg']}" for error in exception.errors()]
+        if isinstance(exception, StructuredOutputError):
+            problems = [f"{path}: {reason}" for path, reason in exception.failing_fields.items()]
+            problems = problems or [str(exception)]
             self.feedback = "\n\nYour last answer was refused. " + "\n".join(problems)
             print(f"refused   {problems[0]}")
 
@@ -67,7 +70,7 @@ async def main() -> None:
         shared = GeminiStrategy(
             model="gemini-2.5-flash",
             client=client,
-            response_parser=lambda response: Slogan.model_validate_json(response.text),
+            response_parser=parse_json(Slogan),
             config={"response_mime_type": "application/json", "response_schema": Slogan},
         )
         for product in PRODUCTS:

@@ -15,6 +15,7 @@ from batch_llm import (
     LLMWorkItem,
     ParallelBatchProcessor,
     ProcessorConfig,
+    parse_json,
 )
 
 # Yours is longer and better: a taxonomy, a style guide, a document.
@@ -49,7 +50,7 @@ async def main() -> None:
         strategy = GeminiCachedStrategy(
             model="gemini-2.5-flash",
             client=client,
-            response_parser=lambda response: Verdict.model_validate_json(response.text),
+            response_parser=parse_json(Verdict),
             cached_content=STYLE_GUIDE,
             cache_ttl_seconds=600,
             config={"response_mime_type": "application/json", "response_schema": Verdict},

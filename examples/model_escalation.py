@@ -24,6 +24,7 @@ from batch_llm import (
     RateLimitConfig,
     RetryConfig,
     TokenUsage,
+    parse_json,
 )
 from batch_llm.testing.gemini import Fault, RecordedRequest
 
@@ -72,7 +73,7 @@ async def main() -> None:
                 GeminiStrategy(
                     model=model,
                     client=client,
-                    response_parser=lambda response: Routing.model_validate_json(response.text),
+                    response_parser=parse_json(Routing),
                     config={"response_mime_type": "application/json", "response_schema": Routing},
                 )
                 for model in MODELS

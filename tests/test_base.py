@@ -123,7 +123,7 @@ def test_every_summary_field_is_computed_from_the_results() -> None:
 
 def test_a_batch_of_nothing_is_all_zeros() -> None:
     empty = BatchResult[str, None]([])
-    assert dataclasses.astuple(empty) == ([], 0, 0, 0, 0, 0, 0, False, [], None)
+    assert dataclasses.astuple(empty) == ([], 0, 0, 0, 0, 0, 0, False, [], None, {})
     assert (empty.cache_hit_rate(), empty.effective_input_tokens()) == (0.0, 0)
 
 

@@ -78,7 +78,7 @@ async def test_a_prompt_may_have_parts_where_the_strategy_takes_them() -> None:
     [
         (None, r"strategy must be an instance of an LLMCallStrategy (got None); create one"),
         (Script, "strategy must be an instance of an LLMCallStrategy (got the class Script); "),
-        ("gemini", "strategy must have an async execute(prompt, attempt, timeout) (got a str "),
+        ("gemini", "item 'a': no strategy is registered as 'gemini' (registered: none); await "),
         (object(), "strategy must have an async execute(prompt, attempt, timeout) (got a object "),
         (SimpleNamespace(execute="no function"), "strategy must have an async execute("),
         (SyncStrategy(), "SyncStrategy.execute must be async (got a plain function); define it "),
@@ -205,7 +205,7 @@ async def test_duck_typed_strategies_and_mocks_are_let_in(strategy: Any) -> None
         ({"output": 1}, "dict"),
         (["text", {}], "list"),
         (("text",), "tuple of 1"),
-        (("text", {}, "more"), "tuple of 3"),
+        (("text", {}, None, "more"), "tuple of 4"),
     ],
     ids=repr,
 )

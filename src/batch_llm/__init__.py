@@ -10,10 +10,12 @@ from batch_llm.base import (
     PostProcessorFunc,
     ProcessingStats,
     ProgressCallbackFunc,
+    QuotaStatistics,
+    RetryState,
     TokenUsage,
     WorkItemResult,
 )
-from batch_llm.core import ProcessorConfig, RateLimitConfig, RetryConfig
+from batch_llm.core import ProcessorConfig, RateLimitConfig, RetryConfig, TokenEstimator
 from batch_llm.core.late import late_names
 from batch_llm.llm_strategies import LLMCallStrategy
 from batch_llm.middleware import BaseMiddleware, Middleware
@@ -45,10 +47,19 @@ from batch_llm.strategies import (
 if TYPE_CHECKING:
     from batch_llm.classifiers import GeminiErrorClassifier
     from batch_llm.llm_strategies import (
+        CacheInfo,
+        CachePrices,
         GeminiCachedStrategy,
+        GeminiResponse,
         GeminiStrategy,
+        PrepareOnceMixin,
         PydanticAIStrategy,
+        StructuredOutputError,
+        TruncatedOutputError,
+        forget_prepared,
         gemini_client,
+        parse_json,
+        prepare_once,
     )
 
     __version__: str
@@ -56,11 +67,20 @@ else:
     _find, __dir__ = late_names(
         __name__,
         {
+            "CacheInfo": "llm_strategies",
+            "CachePrices": "llm_strategies",
             "GeminiCachedStrategy": "llm_strategies",
             "GeminiErrorClassifier": "classifiers",
+            "GeminiResponse": "llm_strategies",
             "GeminiStrategy": "llm_strategies",
+            "PrepareOnceMixin": "llm_strategies",
             "PydanticAIStrategy": "llm_strategies",
+            "StructuredOutputError": "llm_strategies",
+            "TruncatedOutputError": "llm_strategies",
+            "forget_prepared": "llm_strategies",
             "gemini_client": "llm_strategies",
+            "parse_json": "llm_strategies",
+            "prepare_once": "llm_strategies",
         },
     )
 
@@ -81,6 +101,8 @@ __all__ = [
     "BatchLLMError",
     "BatchProcessor",
     "BatchResult",
+    "CacheInfo",
+    "CachePrices",
     "CacheUnavailableError",
     "DefaultErrorClassifier",
     "EmptyResponseError",
@@ -91,6 +113,7 @@ __all__ = [
     "FrameworkTimeoutError",
     "GeminiCachedStrategy",
     "GeminiErrorClassifier",
+    "GeminiResponse",
     "GeminiStrategy",
     "LLMCallStrategy",
     "LLMWorkItem",
@@ -98,12 +121,14 @@ __all__ = [
     "Middleware",
     "ParallelBatchProcessor",
     "PostProcessorFunc",
+    "PrepareOnceMixin",
     "ProcessingEvent",
     "ProcessingStats",
     "ProcessorConfig",
     "ProcessorObserver",
     "ProgressCallbackFunc",
     "PydanticAIStrategy",
+    "QuotaStatistics",
     "RateLimitConfig",
     "RateLimitExceededError",
     "RateLimitStrategy",
@@ -111,9 +136,16 @@ __all__ = [
     "ResponseError",
     "ResponseTruncatedError",
     "RetryConfig",
+    "RetryState",
     "StrategyContractError",
+    "StructuredOutputError",
+    "TokenEstimator",
     "TokenUsage",
+    "TruncatedOutputError",
     "WorkItemResult",
     "__version__",
+    "forget_prepared",
     "gemini_client",
+    "parse_json",
+    "prepare_once",
 ]

@@ -39,7 +39,8 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
     Attributes:
         item_id: Names the item in results, logs and events. Any text that is not
             blank; two items may have the same.
-        strategy: Makes the calls; many items may share one.
+        strategy: Makes the calls; many items may share one. May be the name of one that
+            the processor knows by ``register_strategy``.
         prompt: Handed to the strategy as it is.
         context: Anything of the caller's, handed back with the result.
 
@@ -51,6 +52,16 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
     strategy: "LLMCallStrategy[TOutput]"
     prompt: str = ""
     context: TContext | None = None
+
+    if TYPE_CHECKING:
+        # Takes a name too, though what an item has in a run is always a strategy.
+        def __init__(
+            self,
+            item_id: str,
+            strategy: "LLMCallStrategy[TOutput] | str",
+            prompt: str = "",
+            context: TContext | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         """Refuse an id that could not be found again in a log."""
@@ -64,6 +75,35 @@ class LLMWorkItem(Generic[TInput, TOutput, TContext]):
                 f"item_id cannot be whitespace only (got {self.item_id!r}); "
                 "pass a text that names the row, such as str(row_number)"
             )
+
+
+class RetryState(dict[str, Any]):
+    """What an item remembers from its first attempt to its end, apart from all other items.
+
+    A strategy whose ``execute`` or ``on_error`` has a parameter ``state`` gets it there, and
+    may keep in it whatever the next attempt should know.
+
+    Args:
+        item_id: The item's id.
+        context: The item's context.
+    """
+
+    __slots__ = ("_context", "_item_id")
+
+    def __init__(self, item_id: str, context: Any = None) -> None:
+        super().__init__()
+        self._item_id = item_id
+        self._context = context
+
+    @property
+    def item_id(self) -> str:
+        """The item's id."""
+        return self._item_id
+
+    @property
+    def context(self) -> Any:
+        """The item's context."""
+        return self._context
 
 
 @dataclass
@@ -80,6 +120,7 @@ class WorkItemResult(Generic[TOutput, TContext]):
         gemini_safety_ratings: Probability by category, where a strategy reports it.
         attempts: Attempts that were begun; calls repeated after a rate limit are
             not counted again.
+        metadata: What the strategy returned beside output and usage, None for nothing.
     """
 
     item_id: str
@@ -90,6 +131,7 @@ class WorkItemResult(Generic[TOutput, TContext]):
     token_usage: TokenUsage = field(default_factory=TokenUsage)
     gemini_safety_ratings: dict[str, str] | None = None
     attempts: int = field(default=0, compare=False)
+    metadata: Any = None
 
     @property
     def exception(self) -> BaseException | None:
@@ -104,9 +146,18 @@ class WorkItemResult(Generic[TOutput, TContext]):
     def exception(self, exception: BaseException | None) -> None:
         self.__dict__["_exception"] = exception
 
+    @property
+    def retry_state(self) -> RetryState | None:
+        """What the item remembered, if anybody asked for it; no field, like ``exception``."""
+        return self.__dict__.get("_retry_state")
+
+    @retry_state.setter
+    def retry_state(self, state: RetryState | None) -> None:
+        self.__dict__["_retry_state"] = state
+
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the exception."""
-        return {name: value for name, value in self.__dict__.items() if name != "_exception"}
+        """Every field."""
+        return {name: value for name, value in self.__dict__.items() if name[0] != "_"}
 
 
 def _get(usage: Any, key: str) -> object:
@@ -126,6 +177,53 @@ def _sum(usages: list[Any], key: str) -> int:
         return total
     # A result that the caller's code made may hold anything.
     return sum([count for usage in usages if isinstance(count := _get(usage, key), int)])
+
+
+@dataclass(frozen=True)
+class QuotaStatistics:
+    """What a run got out of one quota, and what held it back.
+
+    Attributes:
+        seconds: How long the run took, or takes so far.
+        answered: Calls that were answered.
+        refused: Calls that were refused for the rate limit (429).
+        tokens: Tokens that all calls were billed for, as far as their strategies told.
+        waited_for_quota_seconds: Time in which calls waited for requests or tokens per
+            minute, given or learned. A moment counts once, however many calls wait in it,
+            and by what the first of them waits for.
+        waited_for_cooldown_seconds: Likewise, for the end of a pause or the next try.
+        waited_for_slots_seconds: Likewise, until fewer calls were in flight.
+        requests_per_minute: The limit that was set; None for none.
+        tokens_per_minute: The limit that was set; None for none.
+        learned_calls_per_second: The pace that was learned last; None if none was.
+        learned_tokens_per_second: The same in tokens; None where calls were not refused for
+            their tokens.
+        learned_in_flight: Calls that may be in flight at once, as was learned; None if that
+            many workers may have one each.
+    """
+
+    seconds: float = 0.0
+    answered: int = 0
+    refused: int = 0
+    tokens: int = 0
+    waited_for_quota_seconds: float = 0.0
+    waited_for_cooldown_seconds: float = 0.0
+    waited_for_slots_seconds: float = 0.0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    learned_calls_per_second: float | None = None
+    learned_tokens_per_second: float | None = None
+    learned_in_flight: int | None = None
+
+    @property
+    def calls_per_second(self) -> float:
+        """Answered calls per second of the run; 0 before it has begun."""
+        return self.answered / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Billed tokens per second of the run; 0 before it has begun."""
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 PostProcessorFunc = Callable[[WorkItemResult[TOutput, TContext]], Awaitable[None] | None]
@@ -153,6 +251,9 @@ class BatchResult(Generic[TOutput, TContext]):
             or because the provider's quota for the day is spent.
         stop_reason: Why it was, None if it was not.
         not_run: Ids of the items that have no result because of that, begun ones first.
+        quotas: What the run got out of each quota, by its name (``LLMCallStrategy.quota``);
+            ``"default"`` is that of strategies which name none, and of all of them where
+            cooldowns were asked for.
     """
 
     results: list[WorkItemResult[TOutput, TContext]]
@@ -165,6 +266,7 @@ class BatchResult(Generic[TOutput, TContext]):
     interrupted: bool = False
     not_run: list[str] = field(default_factory=list[str])
     stop_reason: str | None = None
+    quotas: dict[str, QuotaStatistics] = field(default_factory=dict[str, QuotaStatistics])
 
     def __post_init__(self) -> None:
         """Count the results."""
@@ -209,6 +311,7 @@ class ProcessingStats:
         total_output_tokens: Answer tokens of all attempts.
         total_tokens: All tokens of all attempts.
         cached_input_tokens: Prompt tokens that came from a cache.
+        hedged_calls: Duplicates of late calls (``ProcessorConfig.hedge_after``).
     """
 
     total: int = 0
@@ -222,6 +325,7 @@ class ProcessingStats:
     total_output_tokens: int = 0
     total_tokens: int = 0
     cached_input_tokens: int = 0
+    hedged_calls: int = 0
 
     @property
     def total_cached_tokens(self) -> int:

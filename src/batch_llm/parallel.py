@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,11 +11,13 @@ from batch_llm._engine.attempt import Attempts
 from batch_llm._engine.deadlines import Deadlines
 from batch_llm._engine.events import OBSERVER_SECONDS, Events
 from batch_llm._engine.gate import Gate
+from batch_llm._engine.gates import Gates, NewLimit
+from batch_llm._engine.hedge import Hedges
 from batch_llm._engine.hooks import Hooks
 from batch_llm._engine.item import ItemRunner
 from batch_llm._engine.journal import Journal
 from batch_llm._engine.lifecycle import Lifecycle
-from batch_llm._engine.meters import RequestMeter
+from batch_llm._engine.options import configured, default_rate_limit_strategy
 from batch_llm._engine.pool import Pool
 from batch_llm._engine.progress import Progress
 from batch_llm._engine.recovery import Recovery
@@ -28,6 +29,7 @@ from batch_llm.base import (
     PostProcessorFunc,
     ProcessingStats,
     ProgressCallbackFunc,
+    QuotaStatistics,
     TContext,
     TInput,
     TOutput,
@@ -39,12 +41,9 @@ from batch_llm.llm_strategies.base import LLMCallStrategy
 from batch_llm.middleware.base import Middleware
 from batch_llm.observers.base import ProcessorObserver
 from batch_llm.observers.events import ProcessingEvent
-from batch_llm.strategies.adaptive import AdaptiveLimit
 from batch_llm.strategies.errors import DefaultErrorClassifier, ErrorClassifier
-from batch_llm.strategies.rate_limit import ExponentialBackoffStrategy, RateLimitStrategy
+from batch_llm.strategies.rate_limit import RateLimitStrategy
 from batch_llm.strategies.retry import RetryPolicy
-
-_LONGEST_COOLDOWN_SECONDS = 600.0
 
 
 class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
@@ -89,7 +88,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         observers: list[ProcessorObserver] | None = None,
         progress_callback: ProgressCallbackFunc | None = None,
     ) -> None:
-        self.config: ProcessorConfig = _configured(
+        self.config: ProcessorConfig = configured(
             config, max_workers, timeout_per_item, rate_limit_cooldown
         )
         super().__init__(
@@ -103,7 +102,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self.error_classifier: ErrorClassifier = (
             self._default_classifier if error_classifier is None else error_classifier
         )
-        self._default_rate_limit_strategy = _default_rate_limit_strategy(self.config)
+        self._default_rate_limit_strategy = default_rate_limit_strategy(self.config)
         self.rate_limit_strategy: RateLimitStrategy = (
             self._default_rate_limit_strategy
             if rate_limit_strategy is None
@@ -141,10 +140,10 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self._tasks = Tasks()
         self._watchers = Tasks()
         self._events = Events(self.observers)
-        rate = config.max_requests_per_minute
-        self._gate = Gate(
+        self._gates = Gates(
             self.rate_limit_strategy,
-            None if rate is None else RequestMeter(rate),
+            requests_per_minute=config.max_requests_per_minute,
+            tokens_per_minute=config.max_tokens_per_minute,
             events=self._events,
             tasks=self._tasks,
             hook_seconds=seconds,
@@ -152,11 +151,10 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         self._recovery = Recovery(
             None,
             RetryPolicy(config.retry, config.rate_limit),
-            gate=self._gate,
             events=self._events,
             stats=lambda: self._stats,
         )
-        self._lifecycle = Lifecycle(self._gate, self._recovery, tasks=self._tasks, seconds=seconds)
+        self._lifecycle = Lifecycle(self._gates, self._recovery, tasks=self._tasks, seconds=seconds)
         self._hooks = Hooks(
             self.middlewares, self.post_processor, tasks=self._tasks, seconds=seconds
         )
@@ -172,10 +170,12 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         While a run consumes, a full queue is waited for; the run's own hooks never wait.
 
         Raises:
-            TypeError: It is no LLMWorkItem, its prompt is no str or its strategy is none.
+            TypeError: It is no LLMWorkItem, its prompt is no str, its strategy is none, or a
+                name that no strategy is registered by.
             RuntimeError: The queue is full and nothing consumes it.
         """
         doors.check_item(work_item)
+        work_item = self._lifecycle.resolve(work_item)
         if not self._lifecycle.knows(work_item.strategy):
             doors.check_strategy(work_item.strategy)
             # Once: each item may bring a strategy of its own.
@@ -188,6 +188,19 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             await super().add_work(work_item)
         self._lifecycle.expect(work_item.strategy)
         self._stats.total += 1
+
+    async def register_strategy(self, name: str, strategy: LLMCallStrategy[TOutput]) -> None:
+        """Let items name a strategy: ``LLMWorkItem(..., strategy="enrichment")``.
+
+        Like any other it is prepared when its first item comes, and once for all of them.
+
+        Raises:
+            ValueError: The name is no str, blank, or another strategy's.
+            TypeError: It is no strategy.
+        """
+        doors.check_name(name)
+        doors.check_strategy(strategy)
+        self._lifecycle.register(name, strategy)
 
     async def process_all(self) -> BatchResult[TOutput, TContext]:
         """Run everything queued, and what is added meanwhile.
@@ -216,6 +229,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             interrupted=not pool.complete,
             not_run=pool.not_run,
             stop_reason=pool.stop_reason,
+            quotas=self.quotas,
         )
 
     @property
@@ -276,12 +290,12 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         )
         self._deadlines = Deadlines(config.timeout_per_item, on_stuck=pool.replace)
         runner = ItemRunner(
-            gate=self._gate,
+            gates=self._gates,
             attempts=Attempts(
-                self._gate,
                 self._deadlines,
                 self._recovery.classify,
                 stats=self._stats,
+                hedges=self._hedges(pool),
                 dry_run=config.dry_run,
                 detailed=config.enable_detailed_logging,
             ),
@@ -294,25 +308,36 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             wind_down=pool.wind_down,
             now=clock_of(asyncio.get_running_loop()),
         )
-        self._gate.start(self._adaptive_limit())
+        self._start_gates()
         self._events.start(self._watchers, pool.fail)
         self._progress.start(pool.fail)
         self._events.emit(ProcessingEvent.BATCH_STARTED, {"total": self._stats.total})
         pool.start(runner)
         return pool
 
-    def _adaptive_limit(self) -> AdaptiveLimit | None:
-        """What learns the provider's limit, unless the caller has said how to deal with it."""
-        is_given = self.rate_limit_strategy is not self._default_rate_limit_strategy
-        if is_given or self.config.rate_limit.is_given or self.config.dry_run:
+    def _hedges(self, pool: Pool) -> Hedges | None:
+        share = self.config.hedge_after
+        if share is None:
             return None
-        return AdaptiveLimit(self.config.max_workers, asyncio.get_running_loop().time())
+        classify = self._recovery.classify
+        return Hedges(share, tasks=self._tasks, places=pool, classify=classify, stats=self._stats)
+
+    def _start_gates(self) -> None:
+        """Learn the providers' limits, unless the caller has said how to deal with them."""
+        config = self.config
+        is_given = self.rate_limit_strategy is not self._default_rate_limit_strategy
+        learns = not (is_given or config.rate_limit.is_given or config.dry_run)
+        self._gates.start(
+            self.rate_limit_strategy,
+            config.token_estimator,
+            max_workers=config.max_workers if learns else None,
+        )
+        self._lifecycle.start()
 
     def _take_over_attributes(self) -> None:
         """Use the collaborators as they are now: each may have been assigned since the last run."""
         is_default = self.error_classifier is self._default_classifier
         self._recovery.classifier = None if is_default else self.error_classifier
-        self._gate.strategy = self.rate_limit_strategy
         self._hooks.middlewares = tuple(self.middlewares)
         self._hooks.post_processor = self.post_processor
         self._events.observers = self.observers
@@ -339,7 +364,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
                 self._tasks.cancel()
                 self._watchers.cancel()
                 self._lifecycle.reset(self._queue)
-                self._gate.reset()
+                self._gates.reset()
                 self._events.stop()
                 self._deadlines.stop()
                 pool.close()
@@ -381,6 +406,33 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         """Stop everything, as ``cleanup`` does."""
         await self.cleanup()
 
+    def set_limits(
+        self,
+        *,
+        requests_per_minute: NewLimit = ...,
+        tokens_per_minute: NewLimit = ...,
+        quota: str | None = None,
+    ) -> None:
+        """Change limits at once, also during a run; who waits is looked at again.
+
+        What was used so far stays counted. It holds for the runs to come too.
+
+        Args:
+            requests_per_minute: As ``ProcessorConfig.max_requests_per_minute``; None for no
+                limit. What is not passed stays as it is.
+            tokens_per_minute: Likewise, as ``ProcessorConfig.max_tokens_per_minute``.
+            quota: The one whose limits these are (``LLMCallStrategy.quota``); None for all.
+
+        Raises:
+            ValueError: A limit is not above 0, or no number.
+        """
+        self._gates.set_limits(requests_per_minute, tokens_per_minute, quota)
+
+    @property
+    def quotas(self) -> dict[str, QuotaStatistics]:
+        """``BatchResult.quotas`` of the run so far, or else of the last one."""
+        return self._gates.statistics()
+
     async def get_stats(self) -> dict[str, Any]:
         """A snapshot of the counters of the current run, or of the last one."""
         return self._stats.copy()
@@ -417,14 +469,21 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         outside = self._pool is None and not self._events.watched
         if outside:
             self._take_over_attributes()
-            self._gate.start()
+            for gate in self._gates.all:
+                gate.start()
             self._events.start(self._watchers, lambda _: None)
-        await self._gate.cool_down(self._gate.epoch, worker_id=worker_id, hint_seconds=None)
-        await self._gate.resumed.wait()
+        for gate in self._gates.all:
+            await gate.cool_down(gate.epoch, worker_id=worker_id, hint_seconds=None)
+        for gate in self._gates.all:
+            await gate.resumed.wait()
         if outside and self._pool is None:
             await self._events.settle()
             await self._watchers.stop()
             self._events.stop()
+
+    @property
+    def _gate(self) -> Gate:
+        return self._gates.main
 
     @property
     def _rate_limit_event(self) -> asyncio.Event:
@@ -437,38 +496,3 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
     @property
     def _proactive_rate_limiter(self) -> Gate | None:
         return None if self.config.max_requests_per_minute is None else self._gate
-
-
-def _configured(
-    config: ProcessorConfig | None,
-    max_workers: int | None,
-    timeout_per_item: float | None,
-    rate_limit_cooldown: float | None,
-) -> ProcessorConfig:
-    """The config with the overrides in a copy, checked."""
-    config = ProcessorConfig() if config is None else config
-    doors.check_collaborator("config", config, "validate")
-    changes: dict[str, Any] = {}
-    if max_workers is not None:
-        changes["max_workers"] = max_workers
-    if timeout_per_item is not None:
-        changes["timeout_per_item"] = timeout_per_item
-    if rate_limit_cooldown is not None:
-        changes["rate_limit"] = dataclasses.replace(
-            config.rate_limit, cooldown_seconds=rate_limit_cooldown
-        )
-    config = dataclasses.replace(config, **changes) if changes else config
-    config.validate()
-    return config
-
-
-def _default_rate_limit_strategy(config: ProcessorConfig) -> RateLimitStrategy:
-    limit = config.rate_limit
-    return ExponentialBackoffStrategy(
-        initial_cooldown=limit.cooldown_seconds,
-        max_cooldown=max(_LONGEST_COOLDOWN_SECONDS, limit.cooldown_seconds),
-        backoff_multiplier=limit.backoff_multiplier,
-        slow_start_items=limit.slow_start_items,
-        slow_start_initial_delay=limit.slow_start_initial_delay,
-        slow_start_final_delay=limit.slow_start_final_delay,
-    )

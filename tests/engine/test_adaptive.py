@@ -3,8 +3,10 @@
 import asyncio
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,21 @@ from batch_llm import (
     ProcessingEvent,
     ProcessorConfig,
     RateLimitConfig,
+    RetryConfig,
 )
-from batch_llm.strategies.adaptive import FIRST_WAVE
-from tests.engine.support import Call, Item, Processor, Provider, Refused, items, now, run, start
+from batch_llm.strategies.adaptive import FIRST_WAVE, AdaptiveLimit
+from tests.engine.support import (
+    Call,
+    Item,
+    Processor,
+    Provider,
+    Refused,
+    items,
+    now,
+    run,
+    script,
+    start,
+)
 from tests.helpers import Recorder
 
 
@@ -298,3 +312,154 @@ async def test_whoever_asks_for_cooldowns_waits_for_the_next_day() -> None:
     config = workers(1, rate_limit=RateLimitConfig(max_rate_limits_per_item=3, slow_start_items=0))
     result = await run(*items(provider), config=config, error_classifier=DaysQuota())
     assert (result.failed, result.interrupted, len(provider.calls)) == (1, False, 3)
+
+
+async def test_a_prepare_during_an_outage_is_one_of_the_single_tries() -> None:
+    quota = Quota(10.0)
+    quota.outage = (0.0, 300.0)
+
+    class Late(Provider):
+        async def prepare(self) -> None:
+            await super().prepare()
+            if now() < 300.0:
+                raise Refused(1.0)
+
+    early, late = Provider(quota), Late(quota)
+    async with Processor(config=workers(2)) as processor:
+        running = await start(processor, *items(early))
+        await asyncio.sleep(40.0)
+        for item in items(late):
+            await processor.add_work(item)
+        result = await running
+    assert result.succeeded == 2
+    assert 40.0 < late.prepared[0] < 300.0
+    tries = sorted(at for at in early.instants + late.prepared if 40.0 < at < 300.0)
+    assert min(after - before for before, after in itertools.pairwise(tries)) > 29.0
+
+
+async def test_a_refused_prepare_takes_no_calls_place() -> None:
+    class Waking(Provider):
+        async def prepare(self) -> None:
+            await super().prepare()
+            if len(self.prepared) == 1:
+                raise Refused(1.0)
+
+    waking = Waking()
+    result = await run(*items(waking, 3), config=workers(1))
+    assert result.succeeded == 3
+    assert waking.prepared == [0.0, 1.0]
+
+
+async def test_the_calls_in_flight_are_counted_whoever_is_cancelled() -> None:
+    quota, in_flight = Quota(2.0, seconds=0.7), 0
+
+    async def execute(call: Call) -> Any:
+        nonlocal in_flight
+        in_flight += 1
+        try:
+            return await quota(call)
+        finally:
+            in_flight -= 1
+
+    async with Processor(config=workers(5)) as processor:
+        running = await start(processor, *items(Provider(execute), 60))
+        for step in range(40):
+            await asyncio.sleep(0.33)
+            limit = processor._gate._limit
+            assert limit is not None
+            assert limit._in_flight == (in_flight if limit.is_engaged else 0)
+            [worker] = [
+                task
+                for task in asyncio.all_tasks()
+                if task.get_name() == f"batch_llm worker {step % 5}"
+            ]
+            worker.cancel()
+        assert (await running).total_items == 60
+
+
+async def test_that_a_limit_is_learned_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    quota = Quota(10.0)
+    await run(*items(Provider(quota), 200), config=workers(10))
+    assert len(quota.refused) > 1
+    told = [record.getMessage() for record in caplog.records]
+    assert told.count("rate limited: from now on calls go out as the provider lets them in") == 1
+
+
+async def test_in_an_outage_the_first_try_waits_for_the_providers_hint(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quota, recorder = Quota(10.0, hint=7.0), Recorder()
+    quota.outage = (0.0, 20.0)
+    await run(*items(Provider(quota), 10), config=workers(10), observers=[recorder])
+    [first, *_] = recorder.of(ProcessingEvent.COOLDOWN_STARTED)
+    assert first == {"worker_id": 0, "duration": pytest.approx(7.0), "consecutive": 1}
+    assert "rate limited: nothing is let in; the next try is in 7 s" in caplog.messages
+
+
+async def test_where_nobody_else_waits_each_try_ends_a_cooldown_too() -> None:
+    quota, recorder = Quota(10.0), Recorder()
+    quota.outage = (0.0, 100.0)
+    await run(*items(Provider(quota)), config=workers(1), observers=[recorder])
+    hit = ProcessingEvent.RATE_LIMIT_HIT
+    started, ended = ProcessingEvent.COOLDOWN_STARTED, ProcessingEvent.COOLDOWN_ENDED
+    told = [event for event, _ in recorder.seen if event in (hit, started, ended)]
+    first = told.index(started)
+    tries = len(told[first:]) // 3
+    assert tries > 3
+    assert told[first:] == [started, ended, hit] * tries + [started, ended]
+
+
+async def test_who_is_cancelled_once_let_out_makes_way_for_the_next() -> None:
+    async with Processor(config=workers(3)) as processor:
+        gate, limit = processor._gate, AdaptiveLimit(1, now())
+        limit.engage(answered=0, in_flight=0)
+        gate.start(limit)
+        first = await gate.acquire()
+        second, third = [asyncio.create_task(gate.acquire()) for _ in range(2)]
+        await asyncio.sleep(1.0)
+        assert [second.done(), third.done()] == [False, False]
+        gate.ended(first, answered=True)
+        second.cancel()
+        assert await third is not None
+        assert second.cancelled()
+
+
+class Lookalikes(DefaultErrorClassifier):
+    """Gives what looks like an ErrorInfo."""
+
+    def __init__(self, **more: Any) -> None:
+        self.more = more
+
+    def classify(self, exception: Exception) -> Any:
+        known = {"is_retryable": False, "is_rate_limit": True, "is_timeout": False}
+        return SimpleNamespace(**known, error_category="rate_limit", **self.more)
+
+
+@pytest.mark.parametrize(
+    ("more", "ends"), [({"ends_run": True}, True), ({"ends_run": "yes"}, False), ({}, False)]
+)
+async def test_what_looks_like_an_error_info_may_end_the_run_too(
+    more: dict[str, Any], ends: bool
+) -> None:
+    result = await run(
+        *items(Provider(refuse_once()), 3),
+        config=workers(1),
+        error_classifier=Lookalikes(**more),
+    )
+    assert result.interrupted is ends
+    assert result.succeeded == (0 if ends else 3)
+
+
+async def test_a_hint_that_is_no_number_is_none() -> None:
+    provider = Provider(refuse_once())
+    classifier = Lookalikes(suggested_wait="soon")
+    result = await run(*items(provider), config=workers(1), error_classifier=classifier)
+    assert result.succeeded == 1
+    assert 0.5 <= now() <= 2.0
+
+
+async def test_beside_a_learned_limit_other_failures_are_repeated_as_ever() -> None:
+    provider = Provider(script(ConnectionError(), ConnectionError()))
+    result = await run(*items(provider), config=workers(1, retry=RetryConfig(jitter=False)))
+    assert result.succeeded == 1
+    assert provider.instants == [0.0, 1.0, 3.0]

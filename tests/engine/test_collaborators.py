@@ -1,6 +1,7 @@
 """Collaborators as pipelines have them: partial, replaced between runs, used outside a run."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from batch_llm import (
     StrategyContractError,
     WorkItemResult,
 )
+from tests.engine.moments import other_tasks
 from tests.engine.support import (
     Processor,
     Provider,
@@ -163,3 +165,51 @@ async def test_a_dry_run_may_be_a_plain_function() -> None:
 async def test_a_middleware_of_the_base_class_still_has_every_hook() -> None:
     result = await run(*items(Provider(), 2), middlewares=[BaseMiddleware[str, Any, Any]()])
     assert result.succeeded == 2
+
+
+class Noticing:
+    """An async progress callback that is an object, and sees the threads there are."""
+
+    def __init__(self) -> None:
+        self.threads = set[threading.Thread]()
+
+    async def __call__(self, completed: int, total: int, current_item: str) -> None:
+        self.threads.update(threading.enumerate())
+
+
+@pytest.mark.parametrize("is_object", [True, False])
+async def test_an_async_progress_callback_takes_no_thread(is_object: bool) -> None:
+    before, noticing = set(threading.enumerate()), Noticing()
+    callback = noticing if is_object else noticing.__call__
+    await run(*items(Provider(), 3), progress_callback=callback)
+    assert noticing.threads == before
+
+
+async def test_a_plain_progress_callback_that_works_is_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[int] = []
+
+    def notice(completed: int, total: int, current_item: str) -> None:
+        seen.append(completed)
+
+    async with Processor(config=settings(), progress_callback=notice) as processor:
+        await run_with(processor, *items(Provider(), 3))
+        if running := other_tasks():
+            await asyncio.wait(running)
+    assert seen == [3]
+    assert caplog.messages == []
+
+
+async def test_a_progress_callback_may_end_the_run() -> None:
+    ends: list[float] = []
+
+    async def end(completed: int, total: int, current_item: str) -> None:
+        await processor.cleanup()
+        ends.append(now())
+
+    config = settings(progress_interval=1)
+    async with Processor(config=config, progress_callback=end) as processor:
+        result = await run_with(processor, *items(Provider(seconds=10.0), 5))
+        assert (result.total_items, result.not_run) == (1, ["1", "2", "3", "4"])
+        assert ends[0] == now() == 10.0

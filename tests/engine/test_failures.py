@@ -179,7 +179,7 @@ async def test_a_refusal_that_cannot_be_looked_at() -> None:
         ("text", "a str"),
         (["text", {}], "a list"),
         (("text",), "a tuple of 1"),
-        (("text", {}, None), "a tuple of 3"),
+        (("text", {}, None, 1), "a tuple of 4"),
         ((), "a tuple of 0"),
         ({"text": 1, "usage": 2}, "a dict"),
     ],

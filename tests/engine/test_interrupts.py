@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from batch_llm import BaseMiddleware, WorkItemResult
+from batch_llm._engine import interrupts
 from batch_llm._engine.pool import WIND_DOWN_SECONDS
 from batch_llm.testing.loop import run as virtual_run
 from tests.engine.moments import other_tasks
@@ -251,3 +252,146 @@ async def test_a_cancelled_run_leaves_its_results_with_the_processor() -> None:
         assert ids(processor.results) == ["0", "1"]
         await run_with(processor, *items(Provider()))
         assert ids(processor.results) == ["0"]
+
+
+def test_the_second_ends_what_keeps_the_loop_from_noticing_and_gives_ctrl_c_back() -> None:
+    after: list[Any] = []
+
+    async def block(call: Call) -> Any:
+        press_ctrl_c()
+        after.append("the first")
+        try:
+            press_ctrl_c()
+        except KeyboardInterrupt:
+            after.append(signal.getsignal(signal.SIGINT))
+            raise
+        after.append("the second")
+
+    async def main() -> None:
+        after.append(signal.getsignal(signal.SIGINT))
+        await run_with(Processor(config=settings()), *items(Provider(block)))
+
+    with pytest.raises(KeyboardInterrupt):
+        virtual_run(main())
+    before, *rest = after
+    assert rest == ["the first", before]
+
+
+def test_where_the_first_was_noticed_the_second_comes_out_of_the_run_itself() -> None:
+    came_out: list[type[BaseException]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for seconds in (1.0, 2.0):
+            loop.call_later(seconds, press_ctrl_c)
+        try:
+            await run_with(Processor(config=settings()), *items(Provider(seconds=10.0)))
+        except BaseException as error:
+            came_out.append(type(error))
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        virtual_run(main())
+    assert came_out == [KeyboardInterrupt]
+
+
+def test_the_second_gives_ctrl_c_back_at_once_for_a_loop_that_is_kept_from_ending() -> None:
+    handlers: list[Any] = []
+
+    async def block(call: Call) -> Any:
+        await asyncio.sleep(10.0)
+        press_ctrl_c()
+        handlers.append(signal.getsignal(signal.SIGINT))
+
+    async def main() -> None:
+        handlers.append(signal.getsignal(signal.SIGINT))
+        asyncio.get_running_loop().call_later(1.0, press_ctrl_c)
+        await run_with(Processor(config=settings()), *items(Provider(block)))
+
+    with pytest.raises(KeyboardInterrupt):
+        virtual_run(main())
+    before, after = handlers
+    assert after == before
+
+
+async def test_a_handler_that_the_program_sets_during_a_run_stays() -> None:
+    def own(signal_number: int, frame: object) -> None:
+        raise AssertionError
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        async with Processor(config=settings()) as processor:
+            running = await start(processor, *items(Provider(seconds=10.0)))
+            signal.signal(signal.SIGINT, own)
+            await running
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Told:
+    """A run that only notes what Ctrl-C tells it."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.errors: list[BaseException] = []
+
+    def wind_down(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def fail(self, error: BaseException) -> None:
+        self.errors.append(error)
+
+
+def test_a_run_that_its_loop_left_behind_is_in_nobodys_way() -> None:
+    async def leave_behind() -> None:
+        interrupts.listen(Told())
+
+    async def press() -> list[str]:
+        told = Told()
+        interrupts.listen(told)
+        try:
+            press_ctrl_c()
+            await asyncio.sleep(1.0)
+            return told.reasons
+        finally:
+            interrupts.forget(told)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        virtual_run(leave_behind())
+        signal.signal(signal.SIGINT, before)
+        assert virtual_run(press()) == ["Ctrl-C"]
+        assert signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+async def test_a_run_that_ends_leaves_ctrl_c_to_the_other() -> None:
+    async with Processor(config=settings()) as short, Processor(config=settings()) as long:
+        running = await start(long, *items(Provider(seconds=10.0), 3))
+        assert (await run_with(short, *items(Provider(seconds=1.0)))).succeeded == 1
+        await asyncio.sleep(4.0)
+        press_ctrl_c()
+        assert (await running).not_run == ["1", "2"]
+
+
+async def test_a_run_that_ended_meanwhile_is_told_nothing() -> None:
+    told = Told()
+    interrupts.listen(told)
+    press_ctrl_c()
+    interrupts.forget(told)
+    await asyncio.sleep(1.0)
+    assert told.reasons == []
+
+
+async def test_after_a_run_that_was_wound_down_the_next_repeats_what_fails() -> None:
+    fails_once = iter([ConnectionError()])
+
+    async def answer(call: Call) -> Any:
+        for error in fails_once:
+            raise error
+
+    async with Processor(config=settings()) as processor:
+        await interrupted_after(5.0, processor, *items(Provider(seconds=10.0), 2))
+        assert (await run_with(processor, *items(Provider(answer)))).succeeded == 1

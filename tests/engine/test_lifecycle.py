@@ -1,12 +1,15 @@
 """Prepare and cleanup where they meet each other, the queue, or a strategy that is odd."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections import deque
 from typing import Any
 
 import pytest
 
+from batch_llm import BaseMiddleware
 from tests.engine.support import (
     Call,
     Processor,
@@ -148,3 +151,105 @@ async def test_what_was_shy_may_be_had_in_the_next_run() -> None:
         assert (await run_with(processor, *items(shy, 2))).succeeded == 2
     assert shy.prepared == [1.0 + 2.0]
     assert now() == 3.0
+
+
+async def end_late(call: Call) -> None:
+    try:
+        await asyncio.sleep(100.0)
+    except asyncio.CancelledError:
+        await asyncio.sleep(0.8)
+
+
+async def cancel_the_end_too(running: asyncio.Task[Any]) -> None:
+    for _ in range(2):
+        running.cancel()
+        await asyncio.sleep(0.4)
+    assert running.cancelled()
+    await asyncio.sleep(10.0)
+
+
+async def test_what_an_end_that_was_cancelled_did_not_close_stays_open_for_the_next_run() -> None:
+    session = Session(0.0, answer=end_late)
+    async with Processor(config=settings()) as processor:
+        await cancel_the_end_too(await start(processor, *items(session)))
+        assert session.cleaned == []
+        session.answer = script()
+        assert (await run_with(processor, *items(session, 2))).succeeded == 2
+        assert (session.prepared, session.cleaned) == ([0.0], [now()])
+
+
+async def test_what_an_end_that_was_cancelled_left_idle_is_no_longer_among_the_idle() -> None:
+    session = Session(0.0)
+    async with Processor(config=settings(2)) as processor:
+        running = await start(processor, *items(session, 2), *items(Provider(end_late)))
+        await cancel_the_end_too(running)
+        assert session.cleaned == []
+        others = [item for _ in range(101) for item in items(Provider(), 2)]
+        await run_with(processor, *items(Provider(seconds=100.0)), *others)
+        assert session.cleaned == [now()]
+
+
+async def test_behind_hooks_too_a_strategy_whose_other_item_goes_on_is_not_closed() -> None:
+    async def answer(call: Call) -> str:
+        await asyncio.sleep(50.0 * int(call.prompt[-1]))
+        return "ok"
+
+    session = Session(0.0, answer=answer)
+    async with Processor(config=settings(4), middlewares=[BaseMiddleware()]) as processor:
+        running = await start(processor, *items(session, 2))
+        await asyncio.sleep(15.0)
+        for _ in range(101):
+            for item in items(Provider(), 2):
+                await processor.add_work(item)
+        result = await running
+    assert result.failed == 0
+    assert (session.prepared, session.cleaned) == ([0.0], [50.0])
+
+
+async def test_an_item_that_cleanup_dropped_is_not_waited_for() -> None:
+    session, busy = Session(0.0, seconds=1.0), Provider(seconds=100.0)
+    async with Processor(config=settings(2)) as processor:
+        for item in items(session):
+            await processor.add_work(item)
+        await processor.cleanup()
+        await run_with(processor, *items(session), *items(busy))
+    assert session.cleaned == [1.0]
+
+
+async def test_a_strategy_of_one_item_is_let_go_of_with_it() -> None:
+    alive: weakref.WeakSet[Provider] = weakref.WeakSet()
+    async with Processor(config=settings(2)) as processor:
+        running = await start(processor, *items(Provider(seconds=100.0)))
+        for _ in range(10):
+            provider = Provider()
+            alive.add(provider)
+            await processor.add_work(*items(provider))
+        del provider
+        await asyncio.sleep(5.0)
+        gc.collect()
+        # A worker still has its last item.
+        assert len(alive) <= 1
+        assert (await running).succeeded == 11
+
+
+async def test_a_cleanup_that_the_end_of_the_run_overtook_is_made_up_for() -> None:
+    async def cancel_the_run(call: Call) -> None:
+        running.cancel()
+
+    session = Session(0.0, answer=cancel_the_run, seconds=1.0)
+    async with Processor(config=settings()) as processor:
+        running = await start(processor, *items(session))
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert session.cleaned == [1.0]
+
+
+async def test_the_whole_error_of_a_cleanup_is_there_for_who_debugs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "batch_llm")
+    await run(*items(Shy("cleanup")))
+    [told] = [record for record in caplog.records if record.getMessage() == "Shy.cleanup failed"]
+    assert told.levelno == logging.DEBUG
+    assert told.exc_info is not None
+    assert str(told.exc_info[1]) == "no cleanup today"

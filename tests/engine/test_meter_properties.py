@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch_llm._engine.meters import RequestMeter
+from batch_llm._engine.meters import Meter
 from tests.engine.support import Processor, now
 from tests.engine.support import settings as config_with
 
@@ -29,7 +29,7 @@ def arrivals(per_minute: float, gaps: list[float]) -> list[float]:
 
 def let_out(per_minute: float, asked: list[float]) -> list[float]:
     """When the meter lets each request out, first come, first served."""
-    meter, passed = RequestMeter(per_minute), []
+    meter, passed = Meter(per_minute, spare=1.0), []
     for instant in asked:
         at = max(instant, meter.ready_at(), *passed[-1:])
         meter.take(at)
@@ -84,7 +84,7 @@ def test_nobody_waits_longer_than_a_token_bucket_would_have_it(
 def test_a_forgotten_past_gives_the_first_burst_again(
     per_minute: float, gaps: list[float], later: float
 ) -> None:
-    meter = RequestMeter(per_minute)
+    meter = Meter(per_minute, spare=1.0)
     for instant in arrivals(per_minute, gaps):
         meter.take(instant)
     meter.reset()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_llm import FixedDelayStrategy
-from batch_llm._engine.meters import RequestMeter
+from batch_llm._engine.meters import Meter
 from batch_llm.testing.loop import run as virtual_run
 from tests.engine.support import (
     Call,
@@ -53,7 +53,7 @@ async def test_the_burst_is_one_seconds_worth_less_one() -> None:
     asked=st.lists(st.floats(0, 10), min_size=1, max_size=200),
 )
 def test_no_window_holds_more_than_the_bound(rate: float, asked: list[float]) -> None:
-    meter, instant, passed = RequestMeter(rate), 0.0, []
+    meter, instant, passed = Meter(rate, spare=1.0), 0.0, []
     for pause in asked:
         instant = max(instant + pause / rate, meter.ready_at())
         meter.take(instant)

@@ -483,3 +483,71 @@ async def test_everything_that_was_refused_ends_as_a_success() -> None:
     result = await run(*items(provider, 100), config=settings(10))
     assert result.succeeded == 100
     assert errors(result) == [None] * 100
+
+
+async def test_a_cooldown_while_a_call_waits_in_a_slow_start_starts_over_for_it_too() -> None:
+    async def answer(call: Call) -> Any:
+        if call.at in (0.0, 14.0):
+            raise Refused
+
+    provider, strategy = Provider(answer, seconds=1.0), Noting(slow_calls=2)
+    await run(*items(provider, 2), config=settings(2), rate_limit_strategy=strategy)
+    # Resumed at 11 s; and at 25 s, for the call that would have gone out at 17 s too.
+    assert provider.instants == [0.0, 0.0, 14.0, 28.0, 31.0]
+    assert strategy.numbers == [0, 1, 0, 1]
+
+
+async def test_the_next_run_counts_its_cooldowns_anew() -> None:
+    strategy = Noting()
+    config = settings(rate_limit=RateLimitConfig(max_rate_limits_per_item=1))
+    async with Processor(config=config, rate_limit_strategy=strategy) as processor:
+        for _ in range(2):
+            result = await run_with(processor, *items(Provider(script(Refused()))))
+            assert result.failed == 1
+    assert strategy.asked == [(0, 1), (0, 1)]
+
+
+async def test_a_cooldown_that_ended_with_its_run_slows_no_later_one() -> None:
+    strategy = Noting(slow_calls=5)
+    async with Processor(config=settings(), rate_limit_strategy=strategy) as processor:
+        running = await start(processor, *items(Provider(script(Refused()))))
+        await asyncio.sleep(5.0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        provider = Provider(seconds=3.0)
+        await run_with(processor, *items(provider, 4))
+    assert provider.instants == [5.0, 8.0, 11.0, 14.0]
+    assert strategy.numbers == []
+
+
+async def test_of_a_failing_strategy_its_name_is_told_and_at_debug_its_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "batch_llm._engine.gate")
+    strategy, recorder = Noting(), Recorder()
+    monkeypatch.setattr(strategy, "on_rate_limit", hangs)
+    await run(
+        *items(Provider(script(Refused()))), rate_limit_strategy=strategy, observers=[recorder]
+    )
+    [ended] = recorder.of(ProcessingEvent.COOLDOWN_ENDED)
+    assert "rate_limit_strategy.on_rate_limit took longer" in ended["error"]
+    above, below = caplog.records
+    assert (above.levelno, below.levelno) == (logging.ERROR, logging.DEBUG)
+    assert below.exc_info is not None
+    assert isinstance(below.exc_info[1], TimeoutError)
+
+
+async def test_the_whole_error_of_a_slow_start_is_there_for_who_debugs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def divide(items_since_resume: int) -> Any:
+        return 1 / 0
+
+    caplog.set_level(logging.DEBUG, "batch_llm._engine.slow_start")
+    strategy = Noting()
+    monkeypatch.setattr(strategy, "should_apply_slow_start", divide)
+    await run(*items(Provider(script(Refused()))), rate_limit_strategy=strategy)
+    [told] = [record for record in caplog.records if record.levelno == logging.DEBUG]
+    assert told.exc_info is not None
+    assert isinstance(told.exc_info[1], ZeroDivisionError)

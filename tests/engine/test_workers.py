@@ -197,3 +197,17 @@ async def test_a_stream_with_a_full_outbox_can_be_cleaned_up() -> None:
     rest = [result async for result in stream]
     assert len(rest) == len(provider.calls) - 1 < 50
     assert other_tasks() == set()
+
+
+async def test_a_strategy_of_few_connections_is_found_behind_one_that_has_enough(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Connected(Provider):
+        def __init__(self, connections: int) -> None:
+            super().__init__()
+            self.max_concurrency = connections
+
+    async with Processor(config=settings(8)) as processor:
+        for connections in (8, 7):
+            await processor.add_work(*items(Connected(connections)))
+    assert [message for message in caplog.messages if "in flight at once" in message] != []

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_llm import GeminiCachedStrategy
+from batch_llm.llm_strategies._gemini_cache_options import checked_buffer
 from batch_llm.llm_strategies._gemini_caches import end_of
-from batch_llm.llm_strategies.gemini_cache import _checked_buffer
 from batch_llm.testing.gemini import GeminiEmulator
 from tests.fuzz.support import BOOK, MODEL, SETTINGS, client_of, text_of
 
@@ -48,7 +48,7 @@ def stamped(created: float | None, expires: float | None) -> Any:
 def test_a_new_cache_is_never_inside_the_buffer(ttl: float, buffer: float) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        used = _checked_buffer(buffer, ttl)
+        used = checked_buffer(buffer, ttl)
     assert 0 <= used < ttl
     assert (used == buffer) == (not caught)
     assert bool(caught) == (buffer >= ttl)

@@ -187,6 +187,25 @@ async def test_a_slow_observer_holds_up_neither_the_work_nor_the_others() -> Non
     assert times == [1, 2, 3, 4, 5]
 
 
+class Timed(BaseObserver):
+    """Notes when it is told that an item is done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    async def on_event(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
+        if event is Event.ITEM_COMPLETED:
+            self.times.append(loop_time())
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.7, 1.0, 4.0])
+async def test_a_quick_observer_is_told_at_once_beside_a_slow_one(seconds: float) -> None:
+    strategy = Script(functools.partial(asyncio.sleep, 1, ANSWER))
+    first, last = Timed(), Timed()
+    await run_batch(strategy, count=5, config=ONE_WORKER, observers=[first, Slow(seconds), last])
+    assert first.times == last.times == [1, 2, 3, 4, 5]
+
+
 async def test_an_event_that_takes_too_long_is_cancelled_after_5_seconds(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -22,7 +22,7 @@ from batch_llm._engine.gate import Gate
 from batch_llm._engine.item import ItemRunner
 from batch_llm._engine.journal import Journal
 from batch_llm._engine.lifecycle import Lifecycle
-from batch_llm._engine.meters import RequestMeter
+from batch_llm._engine.meters import Meter
 from batch_llm._engine.pool import Pool
 from batch_llm._engine.recovery import Recovery
 from batch_llm.testing.simulate import (
@@ -245,7 +245,7 @@ def a_result_tells_other_attempts(broken: Broken) -> None:
 
 @mutant("cooldown", LIMITED)
 def the_gate_stands_open(broken: Broken) -> None:
-    async def pass_by(self: Gate) -> None:
+    async def pass_by(self: Gate, tokens: float) -> None:
         return None
 
     broken.setattr(Gate, "acquire", pass_by)
@@ -253,18 +253,18 @@ def the_gate_stands_open(broken: Broken) -> None:
 
 @mutant("pace", PACED)
 def requests_are_not_counted(broken: Broken) -> None:
-    broken.setattr(RequestMeter, "take", lambda *_: None)
+    broken.setattr(Meter, "take", lambda *_: None)
 
 
 @mutant("pace", PACED)
 def the_burst_is_too_large(broken: Broken) -> None:
-    reset = RequestMeter.reset
+    reset = Meter.reset
 
-    def patient(self: RequestMeter) -> None:
+    def patient(self: Meter) -> None:
         reset(self)
-        self._tolerance += self._interval
+        self._burst += 1
 
-    broken.setattr(RequestMeter, "reset", patient)
+    broken.setattr(Meter, "reset", patient)
 
 
 @mutant("in flight", PLAIN)

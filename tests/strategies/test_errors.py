@@ -41,7 +41,9 @@ FULL: list[BatchLLMError] = [
     CacheUnavailableError("text"),
     StrategyContractError("text", returned=["paid", "for"]),
     ResponseError("text", reason="OTHER", usage={"input_tokens": 1}),
-    ResponseBlockedError("text", reason="SAFETY", usage={"input_tokens": 2}),
+    ResponseBlockedError(
+        "text", reason="SAFETY", usage={"input_tokens": 2}, safety_ratings={"HARM": "HIGH"}
+    ),
     ResponseTruncatedError("text", reason="MAX_TOKENS", usage={"output_tokens": 3}),
     EmptyResponseError("text", usage={}),
 ]
@@ -92,7 +94,7 @@ def test_errors_survive_pickling_with_all_they_carry(error: BatchLLMError, dupli
 
 def test_without_more_an_error_carries_only_its_text() -> None:
     assert StrategyContractError("text").returned is None
-    assert vars(ResponseError("text")) == {"reason": "", "usage": None}
+    assert vars(ResponseError("text")) == {"reason": "", "usage": None, "safety_ratings": None}
 
 
 def test_a_framework_timeout_is_a_timeout_of_the_builtin_kind() -> None:

@@ -140,6 +140,21 @@ class TestAnswers:
             response = await ask(client)
         assert response.candidates[0].safety_ratings[0].probability == types.HarmProbability.LOW
 
+    async def test_a_refused_prompt_carries_safety_ratings(self) -> None:
+        ratings = [{"category": "HARM_CATEGORY_HARASSMENT", "probability": "HIGH"}]
+        reply = Reply(block_reason="SAFETY", safety_ratings=ratings)
+        async with emulated(lambda _: reply) as (_, client):
+            response = await ask(client)
+        (rating,) = response.prompt_feedback.safety_ratings
+        assert rating.category == types.HarmCategory.HARM_CATEGORY_HARASSMENT
+        assert rating.probability == types.HarmProbability.HIGH
+
+    async def test_another_version_of_the_model_may_answer(self) -> None:
+        for version, told in ((None, MODEL), ("gemini-2.5-flash-002", "gemini-2.5-flash-002")):
+            reply = Reply("Fine", model_version=version)
+            async with emulated(lambda _, reply=reply: reply) as (_, client):
+                assert (await ask(client)).model_version == told
+
     def test_a_reply_has_one_content(self) -> None:
         with pytest.raises(ValueError, match="both text and json"):
             Reply("text", json={})

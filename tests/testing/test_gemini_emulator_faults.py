@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -153,6 +153,25 @@ class TestBrokenAnswers:
         assert response.usage_metadata.prompt_token_count == 2
         assert response.usage_metadata.total_token_count == 2
         assert response.usage_metadata.candidates_token_count is None
+        assert response.prompt_feedback.safety_ratings[0].blocked
+
+    async def test_a_prompt_blocked_for_something_else_is_not_rated(self) -> None:
+        async with GeminiEmulator() as server:
+            server.script(Fault.blocked("PROHIBITED_CONTENT"))
+            response = await ask(server.client())
+        assert response.prompt_feedback.safety_ratings is None
+
+    @pytest.mark.parametrize("refuse", [Fault.blocked, Fault.finish])
+    async def test_a_refusal_with_ratings_of_ones_own(self, refuse: Callable[..., Fault]) -> None:
+        given = {"category": "HARM_CATEGORY_HARASSMENT", "probability": "MEDIUM"}
+        async with GeminiEmulator() as server:
+            server.script(refuse("SAFETY", safety_ratings=[given]))
+            response = await ask(server.client())
+        rated = response.prompt_feedback or response.candidates[0]
+        (rating,) = rated.safety_ratings
+        assert rating.category == types.HarmCategory.HARM_CATEGORY_HARASSMENT
+        assert rating.probability == types.HarmProbability.MEDIUM
+        assert not rating.blocked
 
     @pytest.mark.parametrize("reason", ["SAFETY", "RECITATION"])
     async def test_a_withheld_answer(self, reason: str) -> None:

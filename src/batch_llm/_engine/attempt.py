@@ -3,23 +3,25 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from types import CoroutineType
 from typing import Any, cast
 
 from batch_llm._engine.deadlines import Deadlines
 from batch_llm._engine.gate import Gate
+from batch_llm._engine.hedge import Hedges
 from batch_llm._engine.journal import Failure, Journal
 from batch_llm._engine.tasks import FATAL
 from batch_llm._engine.worker import Worker
 from batch_llm.base import LLMWorkItem, ProcessingStats
 from batch_llm.llm_strategies.base import LLMCallStrategy
+from batch_llm.strategies._http import headers_in, headers_of
 from batch_llm.strategies.errors import ErrorInfo, FrameworkTimeoutError, StrategyContractError
 
 _log = logging.getLogger(__name__)
 
-# An answer is a tuple of the output and its usage.
-_ANSWER = 2
+# An answer is a tuple of the output and its usage, and perhaps of metadata.
+_ANSWER, _LONG_ANSWER = 2, 3
 
 
 class Attempts:
@@ -29,28 +31,28 @@ class Attempts:
     takes no task, no timer and no frame of ours.
 
     Args:
-        gate: Has let the call out, and learns that one succeeded.
         deadlines: Bounds each call from then on.
         classify: Says what kind of failure an error is.
         stats: Gets the tokens of each call.
+        hedges: Make duplicates of late calls, where that is wished.
         dry_run: Whether strategies are to pretend.
         detailed: Whether answers are logged too, beside the failures.
     """
 
     def __init__(  # noqa: PLR0913 - one builder, all by name
         self,
-        gate: Gate,
         deadlines: Deadlines,
         classify: Callable[[BaseException, LLMWorkItem[Any, Any, Any]], ErrorInfo],
         *,
         stats: ProcessingStats,
+        hedges: Hedges | None,
         dry_run: bool,
         detailed: bool,
     ) -> None:
-        self._gate = gate
         self._deadlines = deadlines
         self._classify = classify
         self._stats = stats
+        self._hedges = hedges
         self.dry_run = dry_run
         self._detailed = detailed
 
@@ -63,7 +65,7 @@ class Attempts:
         Raises:
             StrategyContractError: The strategy's ``execute`` gave nothing to await.
         """
-        journal.epoch = self._gate.epoch
+        journal.epoch = journal.entry.gate.epoch
         if journal.repeats:
             journal.repeats = False
         else:
@@ -76,15 +78,29 @@ class Attempts:
         item = journal.item
         if self.dry_run:
             return _pretend(item.strategy, item.prompt)
+        if self._hedges is not None:
+            return self._hedges.call(journal, lambda: self._execute(journal))
+        if journal.entry.takes_state:
+            return self._execute(journal)
         call: Any = item.strategy.execute(item.prompt, journal.attempt, deadlines.seconds)
         if type(call) is not CoroutineType and not inspect.isawaitable(call):
             raise _not_async(item.strategy, call)
         return call  # pyright: ignore[reportUnknownVariableType] - narrowed from Any
 
-    @property
-    def calls_in_flight(self) -> int:
-        """Calls that are on their way."""
-        return len(self._deadlines)
+    def _execute(self, journal: Journal) -> Awaitable[Any]:
+        strategy: Any = journal.item.strategy
+        more = {"state": journal.shared_state()} if journal.entry.takes_state else {}
+        call = strategy.execute(
+            journal.item.prompt, journal.attempt, self._deadlines.seconds, **more
+        )
+        if not inspect.isawaitable(call):
+            raise _not_async(strategy, call)
+        return call
+
+    def calls_in_flight(self, gate: Gate) -> int:
+        """Calls that are on their way to a gate's quota."""
+        running = cast("Iterable[Worker]", self._deadlines)
+        return sum(worker.journal.entry.gate is gate for worker in running)
 
     def in_flight(self, worker: Worker) -> bool:
         """Whether a call of the worker's is on its way."""
@@ -115,19 +131,23 @@ class Attempts:
         timed_out = False
         if self._deadlines.running.pop(worker, None) is None:
             timed_out = self._was_late(worker)
-        shape = type(returned)  # pyright: ignore[reportUnknownVariableType]
-        if shape is tuple and len(returned) == _ANSWER:
-            if not self._gate.wide_open:
-                self._gate.ended(journal.admission, answered=True)
+        answer = returned
+        if type(returned) is not tuple or len(returned) != _ANSWER:  # pyright: ignore[reportUnknownArgumentType]
+            answer = _unusual_answer(journal, returned)
+        gate = journal.entry.gate
+        if not gate.wide_open:
+            gate.ended(journal.admission, answered=answer is not None)
+        if answer is not None:
+            gate.answers += 1
             journal.entry.has_answered = True
-            journal.output, usage = returned
+            journal.output, usage = answer
             journal.bill(usage, self._stats)
+            if journal.admission is not None or journal.metadata is not None:
+                self._tell_gate(journal, usage, headers_in(journal.metadata))
             if self._detailed:
                 item_id = journal.item.item_id
                 _log.debug("item %s: attempt %s: answer, %s", item_id, journal.attempt, usage)
             return None
-        if not self._gate.wide_open:
-            self._gate.ended(journal.admission, answered=False)
         if error is None:
             method = "dry_run" if self.dry_run else "execute"
             error = _wrong_shape(f"{type(journal.item.strategy).__name__}.{method}", returned)
@@ -135,8 +155,21 @@ class Attempts:
             raise error
         elif timed_out and isinstance(error, asyncio.CancelledError):
             error = _timeout(journal.item.strategy, self._deadlines.seconds)
-        journal.bill_failure(error, self._stats)
-        return Failure(error, self._classify(error, journal.item))
+        usage = journal.bill_failure(error, self._stats)
+        info = self._classify(error, journal.item)
+        self._tell_gate(journal, usage, headers_of(error), is_refusal=info.is_rate_limit)
+        return Failure(error, info)
+
+    def _tell_gate(
+        self, journal: Journal, usage: object, headers: object, *, is_refusal: bool = False
+    ) -> None:
+        """Let the gate know what a call has cost, and what its response says of the limits."""
+        gate, admission = journal.entry.gate, journal.admission
+        if admission is not None and (usage or is_refusal):
+            gate.settle(admission, journal.item, usage)
+        if headers is not None and gate.adapts:
+            in_flight = self.calls_in_flight(gate)
+            gate.told(headers, admission, in_flight=in_flight, is_refusal=is_refusal)
 
     def _was_late(self, worker: Worker) -> bool:
         """Whether the worker's time ran out, rather than the run's."""
@@ -151,6 +184,15 @@ async def _pretend(strategy: Any, prompt: str) -> Any:
         return await LLMCallStrategy[Any].dry_run(strategy, prompt)
     value = own(prompt)
     return await value if inspect.isawaitable(value) else value
+
+
+def _unusual_answer(journal: Journal, returned: Any) -> tuple[Any, Any] | None:
+    """Output and usage of an answer with metadata, or of a tuple class of the caller's."""
+    if not issubclass(type(returned), tuple) or len(returned) not in (_ANSWER, _LONG_ANSWER):
+        return None
+    output, usage, *more = returned
+    journal.metadata = more[0] if more else None
+    return output, usage
 
 
 def _is_for(worker: Worker, error: BaseException) -> bool:

@@ -5,7 +5,8 @@ dict of open deadlines is enough: opening and closing one costs no timer and no 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Protocol
 
 from batch_llm._engine.tasks import GRACE_SECONDS
@@ -41,6 +42,10 @@ class Deadlines:
     def __len__(self) -> int:
         """Calls under way."""
         return len(self.running) + len(self._expired)
+
+    def __iter__(self) -> Iterator[Holder]:
+        """Who has a call under way."""
+        return chain(self.running, self._expired)
 
     def __contains__(self, holder: Holder) -> bool:
         """Whether the holder has a call under way."""

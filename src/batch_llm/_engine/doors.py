@@ -29,6 +29,19 @@ def check_item(item: object) -> None:
         )
 
 
+def check_name(name: object) -> None:
+    """Refuse a name that no item could sensibly be given.
+
+    Raises:
+        ValueError: It is no str, or blank.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(
+            f"the name of a strategy must be a non-blank string (got {name!r}); "
+            'pass a text such as "enrichment"'
+        )
+
+
 def check_strategy(strategy: object) -> None:
     """Refuse what is no strategy.
 

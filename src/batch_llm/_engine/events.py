@@ -3,8 +3,8 @@
 import asyncio
 import inspect
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from types import CoroutineType
 from typing import Any
 
@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 OBSERVER_SECONDS = 5.0
 _TIMEOUTS_IN_A_ROW = 3
 _BACKLOG = 1_000
+_AT_ONCE = 100
 
 _Record = tuple[ProcessingEvent, dict[str, Any]]
 
@@ -30,48 +31,67 @@ class _Feed:
 
     Args:
         observer: Who is told.
+        events: Deals out what happens.
         deadlines: Bounds the handling of each event.
+        fail: Told of a KeyboardInterrupt or SystemExit.
         has_company: Whether others are told the same, so that the data has to be copied.
     """
 
     def __init__(
-        self, observer: ProcessorObserver, deadlines: Deadlines, *, has_company: bool
+        self,
+        observer: ProcessorObserver,
+        events: "Events",
+        deadlines: Deadlines,
+        *,
+        fail: Callable[[BaseException], None],
+        has_company: bool,
     ) -> None:
         self.observer = observer
-        self.backlog: deque[_Record] = deque()
+        self.backlog: list[_Record] = []
+        self._batch: Iterator[_Record] = iter(())
         self.task: asyncio.Task[None]
         self.asleep: asyncio.Future[None] | None = None
         self.caught_up: asyncio.Future[None] | None = None
         self.left_out = False
         self._deadlines = deadlines
+        self._events = events
+        self._fail = fail
         self._has_company = has_company
         self._loop = asyncio.get_running_loop()
         self._is_timed = False
         self._timeouts = 0
 
-    async def work(self, fail: Callable[[BaseException], None]) -> None:
-        backlog = self.backlog
+    @property
+    def is_behind(self) -> bool:
+        """Whether the run should wait for it."""
+        return len(self.backlog) + length_hint(self._batch) >= _BACKLOG
+
+    async def work(self) -> None:
         self._loop.call_soon(self._start_the_time)
         while not self.left_out:
-            if not backlog:
+            self._events.deal()
+            if not self.backlog:
                 await self._next_event()
                 continue
-            event, data = backlog.popleft()
-            error: BaseException | None = None
-            try:
-                called: Any = self.observer.on_event(
-                    event, data.copy() if self._has_company else data
-                )
-                if type(called) is CoroutineType or inspect.isawaitable(called):
-                    await called
-            except BaseException as raised:
-                error = raised
-            if self._is_timed or error is not None or self._timeouts:
-                self._judge(event, error, fail)
+            on_event, has_company = self.observer.on_event, self._has_company
+            self._batch, self.backlog = iter(self.backlog), []
+            for event, data in self._batch:
+                try:
+                    called: Any = on_event(event, data.copy() if has_company else data)
+                    if type(called) is CoroutineType or inspect.isawaitable(called):
+                        await called
+                except BaseException as error:
+                    self._judge(event, error)
+                else:
+                    if self._is_timed or self._timeouts:
+                        self._judge(event, None)
+                if self.left_out:
+                    return
 
     async def _next_event(self) -> None:
         if self.caught_up is not None and not self.caught_up.done():
             self.caught_up.set_result(None)
+        self._events.deal_at = 1
         self.asleep = self._loop.create_future()
         await self.asleep
         self._loop.call_soon(self._start_the_time)
@@ -97,12 +117,7 @@ class _Feed:
             self.asleep.set_result(None)
         self.asleep = None
 
-    def _judge(
-        self,
-        event: ProcessingEvent,
-        error: BaseException | None,
-        fail: Callable[[BaseException], None],
-    ) -> None:
+    def _judge(self, event: ProcessingEvent, error: BaseException | None) -> None:
         """Pass on what is not the observer's own, and log what is."""
         timed_out = self._stop_the_time()
         if error is None and not timed_out:
@@ -111,7 +126,7 @@ class _Feed:
         if isinstance(error, asyncio.CancelledError) and self.task.cancelling():
             raise error
         if isinstance(error, FATAL):
-            fail(error)
+            self._fail(error)
         name = type(self.observer).__name__
         if timed_out:
             self._timeouts += 1
@@ -136,9 +151,13 @@ class _Feed:
 class Events:
     """Hands each event to every observer.
 
+    What happens is noted in one list, and dealt out when an observer has nothing to do or
+    the list is long: an event costs little more than what its observers do with it.
+
     Attributes:
         observers: Who is told, from the next start on.
         watched: Whether anybody watches; where nobody does, no event is built.
+        deal_at: How many new events are dealt out at once: 1 while an observer sleeps.
         crowded: Whether an observer is so far behind that the run should wait for it.
     """
 
@@ -146,6 +165,8 @@ class Events:
         self.observers = observers
         self._feeds: list[_Feed] = []
         self._deadlines: Deadlines
+        self._news: list[_Record] = []
+        self.deal_at = 1
         self.watched = False
         self.crowded = False
 
@@ -159,22 +180,33 @@ class Events:
         self._deadlines = Deadlines(OBSERVER_SECONDS, on_stuck=self._stuck)
         has_company = len(self.observers) > 1
         self._feeds = [
-            _Feed(observer, self._deadlines, has_company=has_company) for observer in self.observers
+            _Feed(observer, self, self._deadlines, fail=fail, has_company=has_company)
+            for observer in self.observers
         ]
         for feed in self._feeds:
-            name = f"observer {type(feed.observer).__name__}"
-            feed.task = tasks.spawn(feed.work(fail), name=name)
+            feed.task = tasks.spawn(feed.work(), name=f"observer {type(feed.observer).__name__}")
         self.watched, self.crowded = bool(self._feeds), False
 
     def emit(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
-        """Queue an event for every observer, each with data of its own."""
+        """Note an event for every observer, each of which gets data of its own."""
+        news = self._news
+        news.append((event, data))
+        if len(news) >= self.deal_at:
+            self.deal()
+
+    def deal(self) -> None:
+        """Put what is new into the backlogs, and wake who sleeps."""
+        news = self._news
+        if not news:
+            return
+        self.deal_at = _AT_ONCE if self._feeds else 1
         for feed in self._feeds:
             if not feed.left_out:
-                feed.backlog.append((event, data))
+                feed.backlog += news
+                self.crowded = self.crowded or feed.is_behind
                 if feed.asleep is not None:
                     feed.wake()
-                if len(feed.backlog) >= _BACKLOG:
-                    self.crowded = True
+        news.clear()
 
     async def settle(self, within_seconds: float | None = None) -> None:
         """Wait until every observer has seen every event.
@@ -182,6 +214,7 @@ class Events:
         Args:
             within_seconds: When to leave out those that have not; None to wait for them.
         """
+        self.deal()
         loop = asyncio.get_running_loop()
         end = None if within_seconds is None else loop.time() + within_seconds
         for feed in self._feeds:
@@ -201,6 +234,7 @@ class Events:
         """End the run; the tasks end with their owner."""
         self.watched = False
         self._feeds = []
+        self._news.clear()
         self._deadlines.stop()
 
     def _stuck(self, feed: Holder) -> None:

@@ -1,52 +1,63 @@
-"""The one door to a provider: learned limits, pauses, slow start, requests per minute."""
+"""The one door to a quota: learned limits, pauses, slow start, requests and tokens per minute."""
 
 import asyncio
 import logging
 import math
 from collections import deque
-from typing import Any, TypeGuard
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
+from batch_llm._engine.estimates import Estimates, Item
 from batch_llm._engine.events import Events
 from batch_llm._engine.journal import describe
-from batch_llm._engine.meters import RequestMeter
+from batch_llm._engine.meters import Meter
+from batch_llm._engine.slow_start import SlowStart, is_duration
 from batch_llm._engine.tasks import FATAL, Tasks
+from batch_llm._engine.waits import Reason, Waits
+from batch_llm.base import QuotaStatistics
+from batch_llm.llm_strategies._usage import read_usage
 from batch_llm.observers.events import ProcessingEvent
+from batch_llm.strategies._http import allowances_of
 from batch_llm.strategies.adaptive import AdaptiveLimit, Admission
 from batch_llm.strategies.rate_limit import RateLimitStrategy
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _Turn:
+    """A call that waits in line."""
+
+    future: asyncio.Future[Admission | None]
+    tokens: float
+
+
 class Gate:
     """Lets calls out one by one, in the order in which they asked.
 
     Args:
-        meter: Spaces the calls out; None for no limit.
+        strategy: Decides the length of a cooldown and the pace after it.
         events: Told of cooldowns.
         tasks: Runs the strategy's own code.
         hook_seconds: Deadline of that code.
 
     Attributes:
-        strategy: Decides the length of a cooldown and the pace after it.
         resumed: Set unless there is a cooldown.
         epoch: Number of cooldowns so far. A call remembers it when it is let out, so that
             its late refusal does not start a second cooldown.
         consecutive: Cooldowns since any call succeeded.
         closed: Whether no call goes out any more in this run.
         wide_open: Whether a call may go out at once, with nothing to wait for or count.
+        answers: Calls of the run that were answered.
+        tokens: Tokens that its calls were billed for.
+        refusals: Calls that were refused.
     """
 
     def __init__(
-        self,
-        strategy: RateLimitStrategy,
-        meter: RequestMeter | None,
-        *,
-        events: Events,
-        tasks: Tasks,
-        hook_seconds: float,
+        self, strategy: RateLimitStrategy, *, events: Events, tasks: Tasks, hook_seconds: float
     ) -> None:
         self.strategy = strategy
-        self._meter = meter
         self._events = events
         self._tasks = tasks
         self._hook_seconds = hook_seconds
@@ -55,32 +66,80 @@ class Gate:
         self.resumed.set()
         self.epoch = 0
         self.consecutive = 0
-        self._waiting: deque[asyncio.Future[Admission | None]] = deque()
+        self._waiting: deque[_Turn] = deque()
+        self._requests_meter: Meter | None = None
+        self._tokens_meter: Meter | None = None
+        self._estimates: Estimates | None = None
         self._limit: AdaptiveLimit | None = None
         self._paused_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._slow_start = False
-        self._let_out_since_resume = 0
-        self._last_let_out = 0.0
-        self._slow_ready_at: float | None = None
+        self._slow_start = SlowStart()
+        self._reason: Reason = "quota"
         self.closed = False
-        self.wide_open = meter is None
+        self.wide_open = True
+        self._begin(0.0)
 
-    def start(self, limit: AdaptiveLimit | None = None) -> None:
+    def _begin(self, now: float) -> None:
+        self._begun, self._waits = now, Waits()
+        self.answers = self.tokens = self.refusals = 0
+
+    def start(
+        self, limit: AdaptiveLimit | None = None, *, estimates: Estimates | None = None
+    ) -> None:
         """Begin a run, perhaps on another event loop than the last.
 
         Args:
             limit: Learns the provider's limit; None where a rate-limit strategy decides.
+            estimates: What calls will cost; needed by ``tokens_of`` and ``settle``.
         """
         loop = asyncio.get_running_loop()
-        self._limit, self._paused_at = limit, None
+        self._estimates, self._limit, self._paused_at = estimates, limit, None
         if self._loop is not loop:
             self._loop = loop
             self.resumed = asyncio.Event()
             self.resumed.set()
-            if self._meter is not None:
-                self._meter.reset()
+            for meter in self._meters:
+                meter.reset()
+        self._begin(loop.time())
         self._set_wide_open()
+
+    def set_limits(
+        self, requests_per_minute: float | None, tokens_per_minute: float | None
+    ) -> None:
+        """Hold to other limits from now on; None for none. Whoever waits is looked at again."""
+        now = 0.0 if self._loop is None else self._loop.time()
+        self._requests_meter = _resized(self._requests_meter, requests_per_minute, now, spare=1.0)
+        self._tokens_meter = _resized(self._tokens_meter, tokens_per_minute, now)
+        if self._waiting:
+            self._advance()
+        self._set_wide_open()
+
+    @property
+    def _meters(self) -> list[Meter]:
+        return [each for each in (self._requests_meter, self._tokens_meter) if each is not None]
+
+    def statistics(self) -> QuotaStatistics:
+        """What happened at the gate in this run so far."""
+        now = self._begun if self._loop is None else self._loop.time()
+        waited = self._waits.seconds(now)
+        limit = self._limit
+        learned = None if limit is None else limit.statistics()
+        is_capped = limit is not None and limit.is_capped
+        requests, tokens = self._requests_meter, self._tokens_meter
+        return QuotaStatistics(
+            seconds=now - self._begun,
+            answered=self.answers,
+            refused=self.refusals,
+            tokens=self.tokens,
+            waited_for_quota_seconds=waited["quota"],
+            waited_for_cooldown_seconds=waited["cooldown"],
+            waited_for_slots_seconds=waited["slots"],
+            requests_per_minute=None if requests is None else requests.per_minute,
+            tokens_per_minute=None if tokens is None else tokens.per_minute,
+            learned_calls_per_second=_finite(learned.calls_per_second) if learned else None,
+            learned_tokens_per_second=_finite(learned.tokens_per_second) if learned else None,
+            learned_in_flight=learned.max_in_flight if learned and is_capped else None,
+        )
 
     @property
     def adapts(self) -> bool:
@@ -92,37 +151,59 @@ class Gate:
         """Whether only single calls may go out, to see whether any is let in."""
         return self._limit is not None and self._limit.is_blocked
 
-    async def acquire(self) -> Admission | None:
-        """Wait until a call may go out; gives what ``ended`` and ``refused`` want to know."""
+    def tokens_of(self, item: Item) -> float:
+        """What to ask ``acquire`` for: the tokens that a call will cost, 0 if nobody counts."""
+        meter, estimates = self._tokens_meter, self._estimates
+        if estimates is None:
+            return 0.0
+        if meter is None:
+            is_learned = self._limit is not None and self._limit.is_engaged
+            return estimates.tokens_of(item) if is_learned else 0.0
+        # More than a minute's quota is let in by no provider, and would be a debt for ever.
+        return min(estimates.tokens_of(item), meter.per_minute)
+
+    async def acquire(self, tokens: float = 0.0) -> Admission | None:
+        """Wait until a call may go out.
+
+        Args:
+            tokens: What it is expected to cost.
+
+        Returns:
+            What ``ended``, ``settle`` and ``refused`` want to know.
+        """
         loop = asyncio.get_running_loop()
-        if not self._waiting and self.resumed.is_set() and self._ready_at() <= loop.time():
-            admission = self._let_out(loop.time())
+        if not self._waiting and self.resumed.is_set() and self._ready_at(tokens) <= loop.time():
+            admission = self._let_out(loop.time(), tokens)
             self._set_wide_open()
             return admission
-        turn: asyncio.Future[Admission | None] = loop.create_future()
+        turn = _Turn(loop.create_future(), tokens)
         self._waiting.append(turn)
         self._advance()
         admission = await self._turn(turn)
         while not self.resumed.is_set():
             # A cooldown began between the turn and this wake-up: first in line again.
-            self._take_back()
-            turn = loop.create_future()
+            self._take_back(admission)
+            turn = _Turn(loop.create_future(), tokens)
             self._waiting.appendleft(turn)
+            self._note_wait()
             admission = await self._turn(turn)
         return admission
 
-    async def _turn(self, turn: asyncio.Future[Admission | None]) -> Admission | None:
+    async def _turn(self, turn: _Turn) -> Admission | None:
         try:
-            return await turn
+            return await turn.future
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._take_back()
+            if turn.future.done() and not turn.future.cancelled():
+                self._take_back(turn.future.result())
             raise
 
-    def _take_back(self) -> None:
+    def _take_back(self, admission: Admission | None) -> None:
         """A call that was let out is not made after all."""
+        if self._tokens_meter is not None and admission is not None:
+            self._tokens_meter.take(asyncio.get_running_loop().time(), -admission.tokens)
         if self._limit is not None:
             self._limit.end()
+        if self._limit is not None or self._tokens_meter is not None:
             self._advance()
 
     def ended(self, admission: Admission | None, *, answered: bool) -> None:
@@ -141,12 +222,56 @@ class Gate:
             self._advance()
         self._set_wide_open()
 
+    def settle(self, admission: Admission, item: Item, usage: object) -> None:
+        """Give back what a call has used less than was expected of it, or owe what was more.
+
+        Args:
+            admission: What ``acquire`` gave.
+            item: The call's item.
+            usage: What the call was billed for, in any shape; nothing at all if it was
+                refused. A call of which that is unknown is not settled.
+        """
+        if not admission.tokens or self._estimates is None:
+            return
+        counts = cast("Mapping[str, int]", read_usage(usage))
+        used = counts.get("total_tokens", 0)
+        if used:
+            self._estimates.learn(item, counts)
+        meter = self._tokens_meter
+        if meter is not None:
+            difference = min(used, meter.per_minute) - admission.tokens
+            meter.take(asyncio.get_running_loop().time(), difference)
+            self._advance()
+
+    def told(
+        self,
+        headers: object,
+        admission: Admission | None,
+        *,
+        in_flight: int,
+        is_refusal: bool = False,
+    ) -> None:
+        """A response has headers, which may say how much is left.
+
+        Args:
+            headers: The response's, in the shape of any client.
+            admission: What ``acquire`` gave its call, if it was asked.
+            in_flight: Calls in flight.
+            is_refusal: Whether the call was refused for its rate limit.
+        """
+        if self._limit is None or not (found := allowances_of(headers)):
+            return
+        if not self._limit.is_engaged:
+            self._limit.engage(answered=self.answers, in_flight=in_flight)
+            self.wide_open = False
+        now = asyncio.get_running_loop().time()
+        self._limit.told(found, admission, now, is_refusal=is_refusal)
+
     def refused(
         self,
         admission: Admission | None,
         *,
         hint_seconds: float | None,
-        answered: int,
         in_flight: int,
     ) -> None:
         """A call that ended was refused: learn from it.
@@ -154,13 +279,13 @@ class Gate:
         Args:
             admission: What ``acquire`` gave, if it was asked.
             hint_seconds: What the provider asked to wait, None if it named nothing.
-            answered: Calls of the run that were answered so far.
             in_flight: Calls in flight.
         """
         assert self._limit is not None
-        if not self._limit.is_engaged:
+        if self.refusals == 1:
             _log.warning("rate limited: from now on calls go out as the provider lets them in")
-            self._limit.engage(answered=answered, in_flight=in_flight)
+        if not self._limit.is_engaged:
+            self._limit.engage(answered=self.answers, in_flight=in_flight)
         self.wide_open = False
         hint = float(hint_seconds) if is_duration(hint_seconds) else None
         self._limit.refused(admission, asyncio.get_running_loop().time(), hint)
@@ -180,6 +305,7 @@ class Gate:
         self.consecutive += 1
         self.wide_open = False
         self.resumed.clear()
+        self._note_wait()
         seconds, error = 0.0, None
         try:
             seconds, error = await self._cooldown_seconds(worker_id, hint_seconds)
@@ -227,10 +353,9 @@ class Gate:
         if error is not None:
             data["error"] = describe(error)
         self._events.emit(ProcessingEvent.COOLDOWN_ENDED, data)
-        self._slow_start = error is None
-        self._let_out_since_resume = 0
-        self._slow_ready_at = None
-        self._last_let_out = asyncio.get_running_loop().time()
+        self._slow_start.is_on = False
+        if error is None:
+            self._slow_start.begin(asyncio.get_running_loop().time())
         self._advance()
 
     def close(self) -> None:
@@ -241,7 +366,7 @@ class Gate:
         """End cooldown and slow start; the next run starts with an open gate."""
         self.closed = False
         self.resumed.set()
-        self._slow_start = False
+        self._slow_start.is_on = False
         self.consecutive = 0
         self._limit = None
         self._advance()
@@ -250,54 +375,70 @@ class Gate:
         """Let out whoever may go now, and wake up when the next one may."""
         loop = asyncio.get_running_loop()
         while self._waiting and self.resumed.is_set():
-            if self._waiting[0].done():
+            first = self._waiting[0]
+            if first.future.done():
                 self._waiting.popleft()
                 continue
             try:
-                ready_at = self._ready_at()
+                ready_at = self._ready_at(first.tokens)
             except FATAL as error:
                 # The loop's own callbacks are no place to end the program from.
-                self._waiting.popleft().set_exception(error)
+                self._waiting.popleft().future.set_exception(error)
                 continue
             if ready_at > loop.time():
                 if ready_at < math.inf:
                     self._set_timer(ready_at, self._advance)
+                self._note_wait()
                 return
-            self._waiting.popleft().set_result(self._let_out(loop.time()))
+            self._waiting.popleft()
+            first.future.set_result(self._let_out(loop.time(), first.tokens))
+        self._note_wait()
         if self.resumed.is_set():
             self._clear_timer()
             self._set_wide_open()
+
+    def _note_wait(self) -> None:
+        reason: Reason | None = None
+        if self._waiting:
+            reason = self._reason if self.resumed.is_set() else "cooldown"
+        self._waits.note(reason, asyncio.get_running_loop().time())
 
     def _set_wide_open(self) -> None:
         is_idle = self._limit is None or self._limit.is_idle
         self.wide_open = (
             is_idle
-            and self._meter is None
-            and not (self._slow_start or self.consecutive or self.closed)
+            and not self._meters
+            and not (self._slow_start.is_on or self.consecutive or self.closed)
             and self.resumed.is_set()
         )
 
-    def _let_out(self, now: float) -> Admission | None:
-        self._last_let_out = now
-        self._let_out_since_resume += 1
-        self._slow_ready_at = None
-        if self._meter is not None:
-            self._meter.take(now)
+    def _let_out(self, now: float, tokens: float) -> Admission | None:
+        self._slow_start.let_out(now)
+        if self._requests_meter is not None:
+            self._requests_meter.take(now)
+        if self._tokens_meter is not None:
+            self._tokens_meter.take(now, tokens)
         if self._limit is None:
-            return None
-        admission = self._limit.start(now)
+            return Admission(0, now, 0, tokens) if tokens else None
+        admission = self._limit.start(now, tokens)
         self._tell_pause(self._limit)
         return admission
 
-    def _ready_at(self) -> float:
-        ready_at = -math.inf if self._meter is None else self._meter.ready_at()
+    def _ready_at(self, tokens: float) -> float:
+        """When a call may go out, and what it waits for until then."""
+        ready_at, self._reason = -math.inf, "quota"
+        if self._requests_meter is not None:
+            ready_at = self._requests_meter.ready_at()
+        if self._tokens_meter is not None:
+            ready_at = max(ready_at, self._tokens_meter.ready_at(tokens))
         if self._limit is not None:
-            ready_at = max(ready_at, self._limit.ready_at(asyncio.get_running_loop().time()))
+            learned_at = self._limit.ready_at(asyncio.get_running_loop().time(), tokens)
+            if learned_at > ready_at:
+                ready_at, self._reason = learned_at, _reason_of(self._limit, learned_at)
             self._tell_pause(self._limit)
-        if self._slow_start:
-            if self._slow_ready_at is None:
-                self._slow_ready_at = self._last_let_out + self._slow_delay()
-            ready_at = max(ready_at, self._slow_ready_at)
+        if self._slow_start.is_on:
+            self._reason = "cooldown"
+            ready_at = max(ready_at, self._slow_start.ready_at(self.strategy))
         return ready_at
 
     def _tell_pause(self, limit: AdaptiveLimit) -> None:
@@ -315,28 +456,6 @@ class Gate:
             self._paused_at = None
             self._events.emit(ProcessingEvent.COOLDOWN_ENDED, data)
 
-    def _slow_delay(self) -> float:
-        """Ask the strategy once per call; its first False ends the slow start."""
-        self._slow_start = False
-        if getattr(self.strategy, "should_apply_slow_start", None) is None:
-            return 0.0
-        try:
-            applies, delay = self.strategy.should_apply_slow_start(self._let_out_since_resume)
-        except FATAL:
-            raise
-        except BaseException as error:
-            kind = type(error).__name__
-            _log.error("should_apply_slow_start failed with %s: no slow start", kind)
-            _log.debug("should_apply_slow_start failed", exc_info=error)
-            return 0.0
-        if not applies:
-            return 0.0
-        if not is_duration(delay):
-            _log.error("should_apply_slow_start gave a delay of %r: no slow start", delay)
-            return 0.0
-        self._slow_start = True
-        return float(delay)
-
     def _set_timer(self, at: float, callback: Any, *args: Any) -> None:
         self._clear_timer()
         self._timer = asyncio.get_running_loop().call_at(at, callback, *args)
@@ -347,11 +466,23 @@ class Gate:
             self._timer = None
 
 
-def is_duration(value: Any) -> TypeGuard[float]:
-    """Whether it is a number of seconds that can be waited for."""
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
+def _finite(rate: float) -> float | None:
+    return None if rate == math.inf else rate
+
+
+def _reason_of(limit: AdaptiveLimit, ready_at: float) -> Reason:
+    if limit.is_blocked:
+        return "cooldown"
+    return "slots" if ready_at == math.inf or not limit.is_engaged else "quota"
+
+
+def _resized(
+    meter: Meter | None, per_minute: float | None, now: float, *, spare: float = 0.0
+) -> Meter | None:
+    if per_minute is None or per_minute == math.inf:
+        return None
+    if meter is None:
+        return Meter(per_minute, spare=spare)
+    if meter.per_minute != per_minute:
+        meter.resize(per_minute, now)
+    return meter

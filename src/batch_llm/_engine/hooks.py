@@ -1,11 +1,13 @@
 """The caller's code around an item: middleware, on_error, post-processor."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from batch_llm._engine.journal import Journal
+from batch_llm._engine.state import takes_state
 from batch_llm._engine.tasks import Settled, Tasks, hook
-from batch_llm.base import LLMWorkItem, PostProcessorFunc, WorkItemResult
+from batch_llm.base import LLMWorkItem, PostProcessorFunc, RetryState, WorkItemResult
 from batch_llm.middleware.base import Middleware
 
 _log = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ class Hooks:
     async def before(self, item: Item) -> Item | None:
         """The item as the middlewares leave it, None when one skips it."""
         for middleware in self._with("before_process"):
-            settled = await self._call(middleware, "before_process", item, item_id=item.item_id)
+            call = hook(middleware, "before_process", item)
+            settled = await self._call(middleware, "before_process", call, item_id=item.item_id)
             if settled.error is not None:
                 continue
             if settled.value is None:
@@ -61,7 +64,8 @@ class Hooks:
     async def after(self, result: Result) -> Result:
         """A success as the middlewares leave it."""
         for middleware in reversed(self._with("after_process")):
-            settled = await self._call(middleware, "after_process", result, item_id=result.item_id)
+            call = hook(middleware, "after_process", result)
+            settled = await self._call(middleware, "after_process", call, item_id=result.item_id)
             if settled.error is not None:
                 continue
             if isinstance(settled.value, WorkItemResult):
@@ -70,10 +74,12 @@ class Hooks:
                 self._wrong(middleware, "after_process", settled.value, result.item_id)
         return result
 
-    async def recover(self, item: Item, error: BaseException) -> Result | None:
+    async def recover(self, journal: Journal, error: BaseException) -> Result | None:
         """What the first middleware that has an answer makes of a failure."""
+        item = journal.item
         for middleware in self._with("on_error"):
-            settled = await self._call(middleware, "on_error", item, error, item_id=item.item_id)
+            call = hook(middleware, "on_error", item, error, **_state_for(middleware, journal))
+            settled = await self._call(middleware, "on_error", call, item_id=item.item_id)
             recovered: object = settled.value
             if isinstance(recovered, WorkItemResult):
                 return cast("Result", recovered)
@@ -81,12 +87,13 @@ class Hooks:
                 self._wrong(middleware, "on_error", recovered, item.item_id)
         return None
 
-    async def on_error(self, item: Item, error: BaseException, attempt: int) -> None:
+    async def on_error(self, journal: Journal, error: BaseException) -> None:
         """Tell the strategy why an attempt failed."""
+        item = journal.item
         what = f"{type(item.strategy).__name__}.on_error"
-        settled = await self._tasks.bounded(
-            hook(item.strategy, "on_error", error, attempt), seconds=self._seconds, what=what
-        )
+        state = _state_for(item.strategy, journal)
+        call = hook(item.strategy, "on_error", error, journal.attempt, **state)
+        settled = await self._tasks.bounded(call, seconds=self._seconds, what=what)
         _log_failure(what, item.item_id, settled)
 
     async def finished(self, result: Result) -> None:
@@ -103,12 +110,15 @@ class Hooks:
         return [entry for entry in self.middlewares if getattr(entry, method, None) is not None]
 
     async def _call(
-        self, middleware: Middleware[Any, Any, Any], method: str, *args: Any, item_id: str
+        self,
+        middleware: Middleware[Any, Any, Any],
+        method: str,
+        call: Callable[[], Any],
+        *,
+        item_id: str,
     ) -> Settled:
         what = f"{type(middleware).__name__}.{method}"
-        settled = await self._tasks.bounded(
-            hook(middleware, method, *args), seconds=self._seconds, what=what
-        )
+        settled = await self._tasks.bounded(call, seconds=self._seconds, what=what)
         _log_failure(what, item_id, settled)
         return settled
 
@@ -122,6 +132,11 @@ class Hooks:
             method,
             type(got).__name__,
         )
+
+
+def _state_for(owner: object, journal: Journal) -> dict[str, RetryState]:
+    """What an ``on_error`` gets that asks for the item's state."""
+    return {"state": journal.shared_state()} if takes_state(owner, "on_error") else {}
 
 
 def _log_failure(what: str, item_id: str, settled: Settled) -> None:

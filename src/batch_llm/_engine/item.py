@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 from batch_llm._engine.attempt import Attempts
 from batch_llm._engine.events import Events
-from batch_llm._engine.gate import Gate
+from batch_llm._engine.gates import Gates
 from batch_llm._engine.hooks import Hooks
 from batch_llm._engine.journal import Failure, Journal, describe, total_of
 from batch_llm._engine.lifecycle import Lifecycle
@@ -52,7 +52,7 @@ class Pool(Protocol):
 class ItemRunner:
     """Turns items into results; one per run, shared by its workers."""
 
-    gate: Gate
+    gates: Gates
     attempts: Attempts
     recovery: Recovery
     lifecycle: Lifecycle
@@ -75,7 +75,7 @@ class ItemRunner:
             pool.adding,
             self.lifecycle.entries,
         )
-        attempts, gate, has_hooks = self.attempts, self.gate, self.hooks.follow
+        attempts, has_hooks = self.attempts, self.hooks.follow
         while (
             item := queue.popleft()
             if queue and pool.taking and not adding
@@ -89,8 +89,9 @@ class ItemRunner:
             if has_hooks or not entry.prepared:
                 ending = await self._let_in(journal)
             while ending is None:
+                gate = journal.entry.gate
                 if not (gate.wide_open or attempts.dry_run):
-                    journal.admission = await gate.acquire()
+                    journal.admission = await gate.acquire(gate.tokens_of(journal.item))
                 returned = error = None
                 try:
                     returned = await attempts.call(journal, worker)
@@ -148,14 +149,16 @@ class ItemRunner:
         if isinstance(failure.error, StrategyContractError) and not entry.has_answered:
             entry.failure = failure
         await self.recovery.pause_if_rate_limited(
-            journal, failure.info, in_flight=self.attempts.calls_in_flight
+            journal, failure.info, in_flight=self.attempts.calls_in_flight(entry.gate)
         )
         journal.admission = None
-        await self.hooks.on_error(journal.item, failure.error, journal.attempt)
-        if failure.info.ends_run and self.gate.adapts:
+        await self.hooks.on_error(journal, failure.error)
+        if failure.info.ends_run and entry.gate.adapts:
             self.wind_down(failure.info.message or describe(failure.error))
-        goes_on = await self.recovery.again(journal, failure)
-        return entry.failure if goes_on else failure
+        if not await self.recovery.again(journal, failure):
+            return failure
+        journal.metadata = None
+        return entry.failure
 
     async def conclude(self, journal: Journal, ending: Ending) -> WorkItemResult[Any, Any]:
         """Make the item's result, and let everybody know."""
@@ -165,10 +168,12 @@ class ItemRunner:
             if ending is None:
                 result = await self.hooks.after(result)
             elif isinstance(ending, Failure):
-                result = await self.hooks.recover(journal.item, ending.error) or result
+                result = await self.hooks.recover(journal, ending.error) or result
                 _complete(result, journal, ending)
             if not result.token_usage:
                 result.token_usage = journal.usage or TokenUsage()
+            if journal.state is not None and result.retry_state is None:
+                result.retry_state = journal.state
         self._take_down(journal, result)
         if self.hooks.post_processor is not None:
             await self.hooks.finished(result)
@@ -208,14 +213,14 @@ class ItemRunner:
         else:
             stats.succeeded += 1
             if self.events.watched:
-                self.events.emit(
-                    _ITEM_COMPLETED,
-                    {
-                        "item_id": result.item_id,
-                        "duration": self.now() - journal.started,
-                        "tokens": total_of(journal.usage or {}),
-                    },
-                )
+                data: dict[str, Any] = {
+                    "item_id": result.item_id,
+                    "duration": self.now() - journal.started,
+                    "tokens": total_of(journal.usage or {}),
+                }
+                if journal.state is not None:
+                    data["state"] = journal.state
+                self.events.emit(_ITEM_COMPLETED, data)
         if self.progress is not None:
             self.progress.report(stats, result.item_id)
 
@@ -230,9 +235,10 @@ class ItemRunner:
         elif result.error == SKIPPED:
             kind = "Skipped"
         if self.events.watched:
-            self.events.emit(
-                ProcessingEvent.ITEM_FAILED, {"item_id": result.item_id, "error_type": kind}
-            )
+            data: dict[str, Any] = {"item_id": result.item_id, "error_type": kind}
+            if result.retry_state is not None:
+                data["state"] = result.retry_state
+            self.events.emit(ProcessingEvent.ITEM_FAILED, data)
 
 
 _new: Any = object.__new__
@@ -250,11 +256,27 @@ def _result_of(journal: Journal, ending: Ending) -> WorkItemResult[Any, Any]:
     result.token_usage = journal.usage or TokenUsage()
     result.gemini_safety_ratings = None
     result.attempts = journal.attempt
+    if journal.state is not None:
+        result.retry_state = journal.state
+    if journal.metadata is not None:
+        result.metadata = journal.metadata
+        result.gemini_safety_ratings = _ratings_of(journal.metadata)
     if ending is not None:
         result.success = False
         result.error = describe(ending.error) if isinstance(ending, Failure) else ending
-        result.exception = ending.error if isinstance(ending, Failure) else None
+    if isinstance(ending, Failure):
+        result.exception = ending.error
+        ratings = _ratings_of(vars(ending.error))
+        result.gemini_safety_ratings = ratings or result.gemini_safety_ratings
     return result
+
+
+def _ratings_of(source: Any) -> dict[str, str] | None:
+    """The safety ratings in a mapping, where there are any."""
+    if not isinstance(source, Mapping):
+        return None
+    ratings = cast("Mapping[str, Any]", source).get("safety_ratings")
+    return cast("dict[str, str]", ratings) if isinstance(ratings, dict) else None
 
 
 def _kind_of(error: object) -> str:

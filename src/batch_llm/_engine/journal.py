@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from batch_llm.base import LLMWorkItem, ProcessingStats, WorkItemResult
-from batch_llm.llm_strategies._usage import count, read_usage
+from batch_llm.base import LLMWorkItem, ProcessingStats, RetryState, WorkItemResult
+from batch_llm.llm_strategies._usage import ReportedUsage, count, read_usage
 from batch_llm.strategies.adaptive import Admission
 from batch_llm.strategies.errors import ErrorInfo
 
@@ -78,6 +78,8 @@ class Journal:
         repeats: Whether the next call is the current attempt's again, after a rate limit.
         rate_limits: How often the item was rate limited.
         output: The answer, once there is one.
+        metadata: What came with the last answer, None for nothing.
+        state: What the item remembers, once somebody asked for it.
         usage: TokenUsage of all attempts so far, None before the first.
         result: The result, once there is one.
     """
@@ -88,20 +90,29 @@ class Journal:
         "entry",
         "epoch",
         "item",
+        "metadata",
         "output",
         "rate_limits",
         "repeats",
         "result",
         "stage",
         "started",
+        "state",
         "usage",
         "worker_id",
     )
 
     item: LLMWorkItem[Any, Any, Any]
     entry: "Entry"
+    admission: Admission | None
     started: float
     epoch: int
+    output: Any
+    # Any on a hot path: a cast is a call.
+    usage: Any
+    metadata: Any
+    state: RetryState | None
+    result: WorkItemResult[Any, Any] | None
 
     def __init__(self, worker_id: int) -> None:
         self.worker_id = worker_id
@@ -113,12 +124,15 @@ class Journal:
         self.entry = entry
         self.stage = "calling"
         self.attempt = self.rate_limits = 0
-        self.output: Any = None
-        # Any on a hot path: a cast is a call.
-        self.usage: Any = None
-        self.result: WorkItemResult[Any, Any] | None = None
-        self.admission: Admission | None = None
         self.repeats = False
+        self.output = self.usage = self.metadata = None
+        self.state = self.result = self.admission = None
+
+    def shared_state(self) -> RetryState:
+        """What the item remembers, from now on."""
+        if self.state is None:
+            self.state = RetryState(self.item.item_id, self.item.context)
+        return self.state
 
     def bill(self, usage: Any, stats: ProcessingStats) -> None:
         """Add the tokens of an attempt, in whatever shape they come, here and to the stats."""
@@ -139,7 +153,10 @@ class Journal:
                 stats.total_input_tokens += read
                 stats.total_output_tokens += written
                 stats.total_tokens += total
+                self.entry.gate.tokens += total
                 return
+        if isinstance(usage, ReportedUsage) and self.metadata is None:
+            self.metadata = usage.metadata
         self._add(usage if kind is dict else read_usage(usage), stats)
 
     def _add(self, usage: Mapping[str, Any], stats: ProcessingStats) -> None:
@@ -152,6 +169,7 @@ class Journal:
         stats.total_input_tokens += counts.get("input_tokens", 0)
         stats.total_output_tokens += counts.get("output_tokens", 0)
         stats.total_tokens += total
+        self.entry.gate.tokens += total
         stats.cached_input_tokens += counts.get("cached_input_tokens", 0)
         if self.usage is None:
             has_all = counts.keys() == _CACHED_COUNTS.keys()
@@ -162,12 +180,19 @@ class Journal:
         if "total_tokens" in self.usage:
             self.usage["total_tokens"] = total
 
-    def bill_failure(self, error: BaseException, stats: ProcessingStats) -> None:
-        """Add the tokens that a failed attempt was billed for, where its error tells them."""
+    def bill_failure(self, error: BaseException, stats: ProcessingStats) -> object:
+        """Add the tokens that a failed attempt was billed for, where its error tells them.
+
+        Returns:
+            Its usage, None if that cannot be read.
+        """
         try:
-            self.bill(_usage_of(error), stats)
+            usage = _usage_of(error)
+            self.bill(usage, stats)
         except Exception as broken:
             _log.debug("the usage of a failed call cannot be read: %r", broken)
+            return None
+        return usage
 
 
 def total_of(usage: dict[str, int]) -> int:

@@ -1,15 +1,20 @@
 """Prepare once, clean up once."""
 
 import asyncio
+import copy
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from batch_llm._engine.gate import Gate
+from batch_llm._engine.gates import Gates
+from batch_llm._engine.hedge import Latencies
 from batch_llm._engine.journal import Failure, Journal
 from batch_llm._engine.recovery import Recovery
+from batch_llm._engine.state import takes_state
 from batch_llm._engine.tasks import FATAL, Settled, Tasks, hook, settle
 from batch_llm.base import LLMWorkItem
+from batch_llm.strategies.errors import StrategyContractError
 
 _log = logging.getLogger(__name__)
 
@@ -21,9 +26,12 @@ class Entry:
 
     Attributes:
         strategy: The instance; held, so that its identity stays its own.
+        gate: That of its quota.
+        takes_state: Whether ``execute`` asks for the item's state.
         used: Whether ``prepare`` was called, so that there may be something to clean up.
         prepared: Whether ``prepare`` has succeeded.
         has_answered: Whether ``execute`` has ever returned what it must.
+        latencies: How long its answers took, where calls are hedged.
         closing: Done when the cleanup that is under way has ended.
         failure: What fails every item of the strategy: its prepare failed for good, or it
             returned something that no strategy may return.
@@ -32,22 +40,28 @@ class Entry:
     __slots__ = (
         "closing",
         "failure",
+        "gate",
         "has_answered",
         "items",
+        "latencies",
         "pending",
         "prepared",
         "preparing",
         "strategy",
+        "takes_state",
         "used",
     )
 
-    def __init__(self, strategy: Any) -> None:
+    def __init__(self, strategy: Any, gate: Gate) -> None:
         self.strategy = strategy
+        self.gate = gate
+        self.takes_state = takes_state(strategy, "execute")
         self.pending = 0
         self.items = 0
         self.used = False
         self.prepared = False
         self.has_answered = False
+        self.latencies: Latencies | None = None
         self.closing: asyncio.Future[None] | None = None
         self.preparing: asyncio.Task[Settled] | None = None
         self.failure: Failure | None = None
@@ -73,19 +87,57 @@ class Lifecycle:
     hundred others that are idle came after it.
 
     Args:
-        gate: Holds back a prepare during a cooldown.
+        gates: Hold back a prepare during a cooldown.
         recovery: Decides whether a failed prepare is repeated.
         tasks: Runs the strategies' code.
         seconds: Deadline of each call.
     """
 
-    def __init__(self, gate: Gate, recovery: Recovery, *, tasks: Tasks, seconds: float) -> None:
-        self._gate = gate
+    def __init__(self, gates: Gates, recovery: Recovery, *, tasks: Tasks, seconds: float) -> None:
+        self._gates = gates
         self._recovery = recovery
         self._tasks = tasks
         self._seconds = seconds
         self.entries: dict[int, Entry] = {}
+        self._named: dict[str, Any] = {}
         self._idle: dict[int, Entry] = {}
+
+    def register(self, name: str, strategy: Any) -> None:
+        """Let items name the strategy.
+
+        Raises:
+            ValueError: Another one has the name.
+        """
+        if self._named.setdefault(name, strategy) is not strategy:
+            raise ValueError(
+                f"the strategy name {name!r} is taken by another "
+                f"{type(self._named[name]).__name__}; register each under a name of its own"
+            )
+
+    def resolve(self, item: LLMWorkItem[Any, Any, Any]) -> LLMWorkItem[Any, Any, Any]:
+        """The item with the strategy that it names, if it names one.
+
+        Raises:
+            StrategyContractError: No strategy has that name.
+        """
+        named: object = item.strategy
+        if not isinstance(named, str):
+            return item
+        if named not in self._named:
+            known = ", ".join(map(repr, self._named)) or "none"
+            raise StrategyContractError(
+                f"item {item.item_id!r}: no strategy is registered as {named!r} (registered: "
+                f"{known}); await register_strategy({named!r}, ...) first"
+            )
+        # The caller's own item goes on naming it.
+        item = copy.copy(item)
+        item.strategy = self._named[named]
+        return item
+
+    def start(self) -> None:
+        """A run begins, in which strategies may have other gates than before."""
+        for entry in self.entries.values():
+            entry.gate = self._gates.of(entry.strategy)
 
     def expect(self, strategy: Any) -> Entry:
         """An item of this strategy was accepted."""
@@ -99,7 +151,7 @@ class Lifecycle:
         """The strategy's entry, a new one where it has none."""
         entry = self.entries.get(id(strategy))
         if entry is None:
-            entry = self.entries[id(strategy)] = Entry(strategy)
+            entry = self.entries[id(strategy)] = Entry(strategy, self._gates.of(strategy))
         return entry
 
     async def prepare(self, entry: Entry, journal: Journal) -> Failure | None:
@@ -125,16 +177,17 @@ class Lifecycle:
         trial.begin(journal.item, entry)
         if entry.closing is not None:
             await asyncio.wait((entry.closing,))
+        gate = entry.gate
         while True:
-            await self._gate.resumed.wait()
-            if self._gate.is_blocked:
-                trial.admission = await self._gate.acquire()
-            trial.epoch = self._gate.epoch
+            await gate.resumed.wait()
+            if gate.is_blocked:
+                trial.admission = await gate.acquire()
+            trial.epoch = gate.epoch
             trial.attempt += 0 if trial.repeats else 1
             trial.repeats = False
             settled = await self._tasks.bounded(entry.prepare, seconds=self._seconds, what=name)
             if trial.admission is not None:
-                self._gate.ended(trial.admission, answered=settled.error is None)
+                gate.ended(trial.admission, answered=settled.error is None)
             if settled.error is None:
                 entry.prepared = True
                 return

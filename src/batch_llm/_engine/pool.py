@@ -74,6 +74,8 @@ class Pool:
         self._runner: ItemRunner
         self._busy = workers
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._borrowers: deque[asyncio.Future[None]] = deque()
+        self._lent: dict[asyncio.Future[None], asyncio.Future[None]] = {}
         self.adding: deque[asyncio.Future[None]] = deque()
         self._adders = 0
         self.outbox: list[Result] = []
@@ -176,7 +178,7 @@ class Pool:
         if not self.taking:
             return
         self.taking, self.stop_reason = False, reason
-        self._runner.gate.close()
+        self._runner.gates.close()
         staying = [worker for worker in self._crew.values() if not self._runner.may_stop(worker)]
         for worker in self._crew.values():
             if worker not in staying:
@@ -207,6 +209,8 @@ class Pool:
         self._over, self.taking = True, False
         if self._grace is not None:
             self._grace.cancel()
+        self._idle.extend(self._lent.values())
+        self._lent.clear()
         for waiting in (self._idle, self.adding, self._full):
             while waiting:
                 _wake(waiting)
@@ -225,7 +229,7 @@ class Pool:
             "timeout: the call did not end in time and ignored its cancellation; "
             "let CancelledError pass through execute()"
         )
-        gate = self._runner.gate
+        gate = stuck.journal.entry.gate
         if not gate.wide_open:
             gate.ended(stuck.journal.admission, answered=False)
         self._succeed(stuck, error)
@@ -289,6 +293,7 @@ class Pool:
                 if self._busy or self._adders:
                     turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                     self._idle.append(turn)
+                    self._lend()
                     await turn
                 else:
                     self.complete = True
@@ -296,6 +301,35 @@ class Pool:
             finally:
                 self._busy += 1
         return None
+
+    def borrow(self) -> asyncio.Future[None]:
+        """Ask for the place of a worker that has nothing to do; done once there is one."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._borrowers.append(place)
+        self._lend()
+        return place
+
+    def give_back(self, place: asyncio.Future[None]) -> None:
+        """Need a place no more, whether it was lent or not."""
+        turn = self._lent.pop(place, None)
+        if turn is None:
+            place.cancel()
+            return
+        self._idle.append(turn)
+        if self.queue:
+            _wake(self._idle)
+        self._lend()
+
+    def _lend(self) -> None:
+        while self._borrowers and self._idle and self.taking:
+            if self._borrowers[0].done():
+                self._borrowers.popleft()
+            elif self._idle[0].done():
+                self._idle.popleft()
+            else:
+                place = self._borrowers.popleft()
+                self._lent[place] = self._idle.popleft()
+                place.set_result(None)
 
     def _hand_over(self, journal: Journal, result: Result) -> None:
         journal.stage = "idle"

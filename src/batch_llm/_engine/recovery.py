@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from batch_llm._engine.events import Events
-from batch_llm._engine.gate import Gate, is_duration
 from batch_llm._engine.journal import Failure, Journal, describe
+from batch_llm._engine.slow_start import is_duration
 from batch_llm._engine.tasks import FATAL
 from batch_llm.base import LLMWorkItem, ProcessingStats
 from batch_llm.observers.events import ProcessingEvent
@@ -36,7 +36,6 @@ class Recovery:
 
     Args:
         policy: Decides about retries.
-        gate: Pauses everybody after a rate limit.
         events: Told of rate limits.
         stats: The counters of the current run.
     """
@@ -46,13 +45,11 @@ class Recovery:
         classifier: ErrorClassifier | None,
         policy: RetryPolicy,
         *,
-        gate: Gate,
         events: Events,
         stats: Callable[[], ProcessingStats],
     ) -> None:
         self.classifier = classifier
         self._policy = policy
-        self._gate = gate
         self._events = events
         self._stats = stats
 
@@ -85,6 +82,7 @@ class Recovery:
         Raises:
             asyncio.CancelledError: To go on, but the gate is closed.
         """
+        gate = journal.entry.gate
         _log.debug(
             "item %s: attempt %s: %s: %r",
             journal.item.item_id,
@@ -100,11 +98,11 @@ class Recovery:
             random=random.random(),
         )
         goes_on = decision.verdict in (Verdict.RETRY, Verdict.REPEAT)
-        if goes_on and self._gate.closed:
+        if goes_on and gate.closed:
             raise asyncio.CancelledError
         journal.repeats = decision.verdict is Verdict.REPEAT
         delay = decision.delay_seconds
-        if journal.repeats and self._gate.adapts:
+        if journal.repeats and gate.adapts:
             hint = failure.info.suggested_wait
             delay = refusal_wait_seconds(
                 hint if is_duration(hint) else None,
@@ -123,6 +121,8 @@ class Recovery:
         """Count a refusal; learn from it, or let everybody cool down, once for all of one time."""
         if not info.is_rate_limit:
             return
+        gate = journal.entry.gate
+        gate.refusals += 1
         journal.rate_limits += 1
         self._stats().rate_limit_count += 1
         if self._events.watched:
@@ -130,15 +130,10 @@ class Recovery:
                 ProcessingEvent.RATE_LIMIT_HIT,
                 {"item_id": journal.item.item_id, "worker_id": journal.worker_id},
             )
-        if self._gate.adapts:
-            self._gate.refused(
-                journal.admission,
-                hint_seconds=info.suggested_wait,
-                answered=self._stats().succeeded,
-                in_flight=in_flight,
-            )
+        if gate.adapts:
+            gate.refused(journal.admission, hint_seconds=info.suggested_wait, in_flight=in_flight)
             return
-        await self._gate.cool_down(
+        await gate.cool_down(
             journal.epoch, worker_id=journal.worker_id, hint_seconds=info.suggested_wait
         )
 

@@ -37,12 +37,12 @@ async def settle(call: Callable[[], Any]) -> Settled:
     return Settled(value)
 
 
-def hook(owner: object, name: str, *args: object) -> Callable[[], Any]:
+def hook(owner: object, name: str, *args: object, **more: object) -> Callable[[], Any]:
     """A call of a method that need not be there, looked up only when it is made."""
 
     def call() -> Any:
         method = getattr(owner, name, None)
-        return None if method is None else method(*args)
+        return None if method is None else method(*args, **more)
 
     return call
 
@@ -101,7 +101,7 @@ class Tasks:
                 task.cancel()
             raise
         if late:
-            await self._end([task for task in tasks if task in late])
+            await self.end([task for task in tasks if task in late])
         return [_too_late(task, seconds) if task in late else task.result() for task in tasks]
 
     def cancel(self) -> None:
@@ -112,10 +112,12 @@ class Tasks:
     async def stop(self) -> None:
         """Cancel every task and wait until it has ended, at most for the grace."""
         if ending := self._others():
-            await self._end(ending)
+            await self.end(ending)
 
-    async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
+    async def end(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
         """Cancel tasks, and wait for them for the grace; what then still runs is left behind."""
+        if not tasks:
+            return
         for task in tasks:
             task.cancel()
         _, stuck = await asyncio.wait(tasks, timeout=GRACE_SECONDS)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field
 
 from batch_llm.cli.books import Book
+from batch_llm.llm_strategies import parse_json
 
 
 class Genre(StrEnum):
@@ -98,13 +99,8 @@ def request_config() -> dict[str, Any]:
     }
 
 
-def parse_answer(response: Any) -> BookEnrichment:
-    """The answer in a response of the google-genai SDK.
-
-    Raises:
-        ValidationError: It is not what was asked for; another attempt may bring it.
-    """
-    return BookEnrichment.model_validate_json(response.text or "")
+parse_answer = parse_json(BookEnrichment)
+"""The answer in a response of the google-genai SDK."""
 
 
 def _year_in_words(year: str) -> str:

@@ -61,13 +61,10 @@ class BookStrategy(GeminiCachedStrategy[BookEnrichment]):
 
     def cache_use(self) -> CacheUse:
         """What became of the cache."""
-        cache, created = self._cache, self._caches_created
-        if cache is None:
-            return CacheUse(created=created, name=None, tokens=0, seconds_left=0.0)
-        usage = getattr(cache, "usage_metadata", None)
+        info = self.cache_info()
         return CacheUse(
-            created=created,
-            name=str(cache.name),
-            tokens=getattr(usage, "total_token_count", None) or 0,
-            seconds_left=self._remaining_seconds(),
+            created=self._caches_created,
+            name=info.name,
+            tokens=info.token_count or 0,
+            seconds_left=info.remaining_seconds or 0.0,
         )

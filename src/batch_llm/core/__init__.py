@@ -1,7 +1,7 @@
 """The words and units that every other room uses."""
 
 from batch_llm.core.config import ProcessorConfig, RateLimitConfig, RetryConfig
-from batch_llm.core.protocols import AgentLike, ResultLike, UsageLike
+from batch_llm.core.protocols import AgentLike, ResultLike, TokenEstimator, UsageLike
 
 __all__ = [
     "AgentLike",
@@ -9,5 +9,6 @@ __all__ = [
     "RateLimitConfig",
     "ResultLike",
     "RetryConfig",
+    "TokenEstimator",
     "UsageLike",
 ]

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import cast
 
+from batch_llm.core.protocols import TokenEstimator
+
 
 def is_number(value: object) -> bool:
     """Whether it is a real number that a float can hold: no NaN, no infinity, no bool."""
@@ -33,6 +35,21 @@ def _is_a(value: object, kind: type) -> bool:
 def _check(holds: bool, rule: str, got: object, remedy: str) -> None:
     if not holds:
         raise ValueError(f"{rule} (got {got!r}); {remedy}")
+
+
+def check_rate(name: str, rate: object) -> None:
+    """Check a rate per minute, which may be None for no limit.
+
+    Raises:
+        ValueError: It is not above 0, or no number.
+    """
+    unit = name.removeprefix("max_").removesuffix("_per_minute")
+    _check(
+        rate is None or (is_limit(rate) and cast("float", rate) > 0),
+        f"{name} must be > 0",
+        rate,
+        f"pass {unit} per minute, or None for no limit",
+    )
 
 
 def _check_bool(name: str, value: object) -> None:
@@ -181,7 +198,9 @@ class ProcessorConfig:
         retry: Repeating failed attempts.
         rate_limit: Pausing after rate limits.
         max_requests_per_minute: Calls are spaced evenly to stay at this rate; fractions
-            are fine (0.5 is one call in two minutes). None means unlimited.
+            are fine (0.5 is one call in two minutes). None means unlimited. It holds for
+            each quota by itself (``LLMCallStrategy.quota``); where cooldowns were asked for,
+            for the run as a whole.
         progress_interval: Finished items between two calls of the progress callback.
         progress_callback_timeout: Seconds until a progress callback is cancelled;
             None means never.
@@ -189,6 +208,14 @@ class ProcessorConfig:
             attempts are logged there in any case.
         max_queue_size: Items that may wait for a worker; 0 means any number.
         dry_run: Call ``strategy.dry_run`` instead of ``prepare`` and ``execute``.
+        max_tokens_per_minute: Calls are spaced to stay at this rate too, input and output
+            tokens together, for each quota as above. A call is let out for what it is
+            expected to use, and settled for what it did use: too much comes back, too little
+            is a debt. None means unlimited.
+        token_estimator: Tells what a call is expected to use; None learns it from the run.
+        hedge_after: A call that takes longer than this share of the strategy's last answers
+            (0.95: the slowest twentieth) is made once more where a worker has nothing else
+            to do. The first answer counts, and the tokens of both. None means never.
     """
 
     max_workers: int = 5
@@ -201,6 +228,9 @@ class ProcessorConfig:
     enable_detailed_logging: bool = False
     max_queue_size: int = 0
     dry_run: bool = False
+    max_tokens_per_minute: float | None = None
+    token_estimator: TokenEstimator | None = None
+    hedge_after: float | None = None
 
     def validate(self) -> None:
         """Check every field, those of ``retry`` and ``rate_limit`` included.
@@ -245,18 +275,27 @@ class ProcessorConfig:
         _check_bool("dry_run", self.dry_run)
 
     def _validate_pace_and_progress(self) -> None:
-        rate = self.max_requests_per_minute
+        check_rate("max_requests_per_minute", self.max_requests_per_minute)
+        check_rate("max_tokens_per_minute", self.max_tokens_per_minute)
         _check(
-            rate is None or (is_limit(rate) and rate > 0),
-            "max_requests_per_minute must be > 0",
-            rate,
-            "pass requests per minute, or None for no limit",
+            self.token_estimator is None
+            or all(callable(getattr(self.token_estimator, m, None)) for m in ("estimate", "learn")),
+            "token_estimator must have estimate and learn",
+            self.token_estimator,
+            "pass a TokenEstimator, or None to learn from the run",
         )
         _check(
             _is_integer(self.progress_interval) and self.progress_interval >= 1,
             "progress_interval must be >= 1",
             self.progress_interval,
             "pass a whole number of items; 1 reports each",
+        )
+        share = self.hedge_after
+        _check(
+            share is None or (is_number(share) and 0 < share < 1),
+            "hedge_after must be between 0 and 1",
+            share,
+            "pass a share of the answers, such as 0.95, or None for no duplicates",
         )
         timeout = self.progress_callback_timeout
         _check(

@@ -1,12 +1,40 @@
 """Caches at the provider: how to find, make, extend and delete one, and when it ends."""
 
 import inspect
-from collections.abc import AsyncIterator, Collection
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 from batch_llm.core.clock import wall_time
 from batch_llm.llm_strategies._gemini_config import GeminiConfigs
+from batch_llm.llm_strategies._gemini_content import most_tokens, names_same_contents
+from batch_llm.llm_strategies._usage import count
+
+# The smallest minimum of all models of these generations: Pro models ask for up to four times
+# as much. What other models ask for, only the provider can tell.
+_KNOWN_GENERATIONS = re.compile(r"\bgemini-[23]\b")
+_SMALLEST_MINIMUM_TOKENS = 1024
+
+Mismatch = Literal["other_model", "other_contents", "other_tags", "known_dead", "ends_soon"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a list of caches had to offer.
+
+    Attributes:
+        cache: The one that may be used and lives longest, None if there is none.
+        rejected: How many could not be used, by the first thing that was wrong with them.
+        reason: Why the cache may be used, or why there is none.
+    """
+
+    cache: Any
+    rejected: Mapping[Mismatch, int]
+    reason: str
 
 
 def epoch_of(value: object) -> float | None:
@@ -33,6 +61,18 @@ def end_of(cache: Any, *, created_at: float | None, ttl_seconds: float) -> float
     return created_at + (expires - created)
 
 
+def token_count_of(cache: Any) -> int | None:
+    """How many tokens a cache holds, None if it does not tell."""
+    usage = getattr(cache, "usage_metadata", None)
+    return count(getattr(usage, "total_token_count", None)) or None
+
+
+def without_times(cache: Any) -> Any:
+    """A cache that has its ttl on our own clock."""
+    usage = getattr(cache, "usage_metadata", None)
+    return SimpleNamespace(name=cache.name, usage_metadata=usage)
+
+
 class GeminiCaches:
     """The caches of one client for one model."""
 
@@ -44,21 +84,33 @@ class GeminiCaches:
 
     async def find(
         self, display_name: str, *, without: Collection[str], min_life_seconds: float
-    ) -> Any | None:
-        """The cache of this name and model that lives longest, if any lives long enough."""
-        longest, latest_end = None, wall_time() + min_life_seconds
+    ) -> Listing:
+        """Look for caches of this name and model that live long enough."""
+        longest, latest_end = None, float("-inf")
+        rejected: Counter[Mismatch] = Counter()
+        earliest_end = wall_time() + min_life_seconds
         async for cache in self._list():
             end = end_of(cache, created_at=None, ttl_seconds=self._ttl_seconds)
-            if (
-                end is not None
-                and end > latest_end
-                and getattr(cache, "display_name", None) == display_name
-                and _same_model(getattr(cache, "model", None), self._model)
-                and cache.name
-                and cache.name not in without
-            ):
+            mismatch = self._mismatch(cache, display_name)
+            if mismatch is not None:
+                rejected[mismatch] += 1
+            elif not cache.name or cache.name in without:
+                rejected["known_dead"] += 1
+            elif end is None or end <= earliest_end:
+                rejected["ends_soon"] += 1
+            elif end > latest_end:
                 longest, latest_end = cache, end
-        return longest
+        if longest is None:
+            return Listing(None, dict(rejected), "none that can be used was listed")
+        return Listing(longest, dict(rejected), "it has the same model, contents and tags")
+
+    def _mismatch(self, cache: Any, display_name: str) -> Mismatch | None:
+        if not _same_model(getattr(cache, "model", None), self._model):
+            return "other_model"
+        name = getattr(cache, "display_name", None)
+        if name == display_name:
+            return None
+        return "other_tags" if names_same_contents(name, display_name) else "other_contents"
 
     async def _list(self) -> AsyncIterator[Any]:
         config = self._configs.for_caches("ListCachedContentsConfig")
@@ -75,6 +127,22 @@ class GeminiCaches:
                     return
                 seen.add(cache.name)
                 yield cache
+
+    def shortage(self, parts: Mapping[str, Any]) -> str | None:
+        """Why the provider would surely find contents too small, None where it has to be asked.
+
+        Nothing is known of a client that is not the SDK's own, such as a mock.
+        """
+        is_sdk = type(self._client).__module__.startswith("google.genai")
+        if not (is_sdk and _KNOWN_GENERATIONS.search(self._model)):
+            return None
+        tokens = most_tokens(parts)
+        if tokens is None or tokens >= _SMALLEST_MINIMUM_TOKENS:
+            return None
+        return (
+            f"the contents are too small, at most {tokens} tokens where "
+            f"{_SMALLEST_MINIMUM_TOKENS} are the least"
+        )
 
     async def create(self, **fields: Any) -> Any:
         """A new cache, whatever exists already."""

@@ -20,6 +20,20 @@ _NAMES = {
 _TOO_MANY = 1e300
 
 
+class ReportedUsage(dict[str, int]):
+    """Token counts, equal to a plain dict of them, that bring along what else was reported.
+
+    Attributes:
+        metadata: What the provider says of its answer, by name.
+    """
+
+    __slots__ = ("metadata",)
+
+    def __init__(self, counts: TokenUsage, metadata: dict[str, Any]) -> None:
+        super().__init__(cast("dict[str, int]", counts))
+        self.metadata = metadata
+
+
 def count(value: object) -> int:
     """A token count as an int: None, mocks and values that count nothing are 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):

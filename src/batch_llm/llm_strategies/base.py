@@ -18,10 +18,15 @@ class LLMCallStrategy(ABC, Generic[TOutput]):
             processor was given no classifier.
         max_concurrency: Calls that it can have in flight at once, None for any number or an
             unknown one. A processor with more workers warns.
+        quota: Names the provider's quota that the calls are counted against, such as
+            ``"gemini/gemini-2.5-flash"``. Strategies of one name share its limits, given and
+            learned; those of different names do not hold each other up. Those that name
+            none share one. It is read when the first item of a run comes.
     """
 
     error_classifier: ErrorClassifier | None = None
     max_concurrency: int | None = None
+    quota: str | None = None
 
     async def prepare(self) -> None:
         """Get ready: runs once per run, before the first ``execute``."""

@@ -17,9 +17,10 @@ class ProcessingEvent(Enum):
     ITEM_STARTED = "item_started"
     """item_id, worker_id"""
     ITEM_COMPLETED = "item_completed"
-    """item_id, duration, tokens (all tokens of the item's attempts)"""
+    """item_id, duration, tokens (all tokens of the item's attempts), and state if it has one"""
     ITEM_FAILED = "item_failed"
-    """item_id, error_type (the exception's type name, ``Skipped`` for a skipped item)"""
+    """item_id, error_type (the exception's type name, ``Skipped`` for a skipped item), and
+    state if it has one"""
     RATE_LIMIT_HIT = "rate_limit_hit"
     """item_id, worker_id"""
     COOLDOWN_STARTED = "cooldown_started"

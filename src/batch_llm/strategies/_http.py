@@ -5,7 +5,9 @@ any of them, or one that is not installed here.
 """
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 # "quotation" and "record 14290" are no rate limits: words count at word boundaries, and
 # a bare number only where a status stands.
@@ -81,14 +83,30 @@ def believed(wait_seconds: float) -> float | None:
     return wait_seconds if 0 <= wait_seconds <= _LONGEST_WAIT_SECONDS else None
 
 
+def headers_of(exception: BaseException) -> object:
+    """The headers of the response that an exception carries, None without one."""
+    response = attribute(exception, "response")
+    try:
+        return getattr(response, "headers", None)
+    except Exception:
+        return None
+
+
+def headers_in(metadata: object) -> object:
+    """The headers in the metadata of an answer, None without any."""
+    if not isinstance(metadata, Mapping):
+        return None
+    return cast("Mapping[str, object]", metadata).get("headers")
+
+
 def retry_after_of(exception: BaseException) -> float | None:
     """Seconds that the response's Retry-After header asks to wait, None without a valid one.
 
     A date is taken relative to the response's own Date header: the two come from one
     clock, which ours need not agree with.
     """
+    headers = headers_of(exception)
     try:
-        headers = getattr(attribute(exception, "response"), "headers", None)
         value = _header(headers, "Retry-After")
         date = None if value is None else _header(headers, "Date")
     except Exception:
@@ -123,3 +141,82 @@ def _seconds_between(start: str | None, end: str) -> float | None:
         return max(0.0, (moments[1] - moments[0]).total_seconds())
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a response tells of one limit.
+
+    Attributes:
+        of_tokens: Whether it limits tokens rather than requests.
+        remaining: What was left when the response was made, the call itself deducted.
+        reset_seconds: How long after that the limit is whole again.
+    """
+
+    of_tokens: bool
+    remaining: float
+    reset_seconds: float
+
+
+# Whether of tokens, and the headers for what remains and for the time until it is whole again.
+_ALLOWANCES = (
+    (False, "X-RateLimit-Remaining-Requests", "X-RateLimit-Reset-Requests"),
+    (True, "X-RateLimit-Remaining-Tokens", "X-RateLimit-Reset-Tokens"),
+    (False, "Anthropic-RateLimit-Requests-Remaining", "Anthropic-RateLimit-Requests-Reset"),
+    (True, "Anthropic-RateLimit-Tokens-Remaining", "Anthropic-RateLimit-Tokens-Reset"),
+    (False, "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+    (False, "RateLimit-Remaining", "RateLimit-Reset"),
+)
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:h|ms|m|s))+")
+_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
+_UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+# Nobody resets in thirty years: a number above is a moment, in seconds since 1970.
+_EPOCH_SECONDS = 1e9
+
+
+def allowances_of(headers: object) -> list[Allowance]:
+    """What a response's headers tell of the provider's limits, as far as it can be read.
+
+    The headers of OpenAI and those who follow it ("Rate limits in headers" in its guide to
+    rate limits; times as ``1s`` or ``6m0s``), of Anthropic ("Response headers" in its page
+    on rate limits; times as RFC 3339), and the general ones (RateLimit-Remaining and
+    RateLimit-Reset of draft-ietf-httpapi-ratelimit-headers-07, and their older X- forms;
+    times in seconds, or since 1970). Moments are taken relative to the response's own Date.
+    """
+    found: list[Allowance] = []
+    try:
+        date = _header(headers, "Date")
+        for of_tokens, remaining_name, reset_name in _ALLOWANCES:
+            remaining, reset = _header(headers, remaining_name), _header(headers, reset_name)
+            if remaining is None or reset is None:
+                continue
+            seconds = _seconds_until(reset, date)
+            left = float(remaining)
+            if seconds is not None and 0 <= left < float("inf"):
+                found.append(Allowance(of_tokens, left, seconds))
+    except Exception:
+        # The headers are an object of some client's, and their values of some server's.
+        return []
+    return found
+
+
+def _seconds_until(reset: str, date: str | None) -> float | None:
+    """Seconds until a moment that is told in one of many ways, None where it cannot be read."""
+    text = reset.strip()
+    if _DURATION.fullmatch(text):
+        return believed(sum(float(n) * _UNIT_SECONDS[unit] for n, unit in _PART.findall(text)))
+    # Only now: imports that few need.
+    from datetime import datetime  # noqa: PLC0415
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415
+
+    try:
+        seconds = float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text).timestamp()
+    else:
+        if seconds < _EPOCH_SECONDS:
+            return believed(seconds)
+        moment = seconds
+    if date is None:
+        return None
+    return believed(max(0.0, moment - parsedate_to_datetime(date).timestamp()))

@@ -8,7 +8,11 @@ for a window; and a pace just below it is where to stay. What else follows from 
 * Refusals come within moments, answers after seconds. One throttling therefore is an
   *episode*: everybody waits a moment until all refusals of calls under way are in, and one
   cut follows. Calls begun before the cut prove nothing about the new pace.
-* Few calls since the last cut are weak evidence, so the old pace weighs as much as ten calls.
+* Few calls since the last cut are weak evidence, and somebody else may share the quota. So
+  the last hundred calls are remembered, and forgotten when what follows is three standard
+  deviations (of a Poisson process) off: then the quota has changed. More than was expected
+  weighs more than less: what was let in was granted for certain, what was not may have been
+  bad luck.
 * The pace grows only while it is what holds the calls back, and only by calls that were
   answered: gently at first and faster the longer nothing is refused (the concave, then convex
   growth of CUBIC, RFC 9438), so that a grown quota is found soon and a constant one is
@@ -18,6 +22,9 @@ for a window; and a pace just below it is where to stay. What else follows from 
   pace: the numbers in flight at refusals and at answers hardly overlap. Their separation is
   measured as the probability that a refused call found more in flight than an answered one
   (Mann and Whitney, 1947), and a high one lowers the number in flight instead of the pace.
+* A quota may be one of tokens. Then it is the large calls that are refused. Where refused
+  calls are larger than others, by the same test with its normal approximation, a call counts
+  by its tokens: it waits the longer before it goes out, the larger it is.
 * When nothing is let in any more, the pace is not to blame. Single calls probe, at growing
   intervals, and the first that is let in restores it.
 
@@ -27,7 +34,12 @@ control (Jacobson, "Congestion Avoidance and Control", 1988).
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from batch_llm.strategies._http import Allowance
+from batch_llm.strategies.budget import Budget
+from batch_llm.strategies.pace import Pace, Sizes
 
 FIRST_WAVE = 20
 """Calls that go out before any was answered."""
@@ -36,17 +48,10 @@ PATIENCE_SECONDS = 1.0
 SETTLE_SECONDS = 0.15
 """How long after a refusal those of other calls under way may come in."""
 
-_SHORTEST_PERIOD_SECONDS = 1.0
-_PRIOR_CALLS = 10
-_MOST_OF_PACE, _LEAST_OF_PACE = 0.98, 0.5
-_HOLD_CALLS, _GROWTH, _DOUBLING_CALLS = 20, 0.002, 12
-_GUESS_HOLD_CALLS, _GUESS_GROWTH = 5, 0.02
-_BINDING = 0.8
-_RECENT_STARTS = 20
 _EMPTY_EPISODES = 2
 _FEW_REFUSALS, _FEW_ANSWERS = 6, 10
 _SEPARATED, _STILL_SEPARATED = 0.95, 0.8
-_CAP_ANSWERS = 10
+_CAP_ANSWERS, _BLAMELESS = 10, 1.1
 _FIRST_PROBE_SECONDS, _LONGEST_PROBE_SECONDS = 1.0, 30.0
 _LONGEST_HINT_SECONDS = 600.0
 
@@ -59,11 +64,15 @@ class Admission:
         number: Its place among all calls of the run, from 1.
         at: Loop time at which it went out.
         others: Calls in flight at that time.
+        tokens: What it was expected to cost; 0 where nobody asked.
+        all_tokens: The same of all calls of the run until then, its own included.
     """
 
     number: int
     at: float
     others: int
+    tokens: float = 0.0
+    all_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +81,14 @@ class AdaptiveStatistics:
 
     Attributes:
         calls_per_second: The pace; infinite where nothing was refused for it.
+        tokens_per_second: The same in tokens; infinite where calls are not refused for theirs.
         max_in_flight: Calls that may be in flight at once.
         episodes: Throttlings so far.
         is_blocked: Whether only single calls go out, to see whether any is let in.
     """
 
     calls_per_second: float
+    tokens_per_second: float
     max_in_flight: int
     episodes: int
     is_blocked: bool
@@ -109,7 +120,7 @@ class AdaptiveLimit:
         now: Loop time of the run's start.
 
     Attributes:
-        is_engaged: Whether anything was ever refused.
+        is_engaged: Whether anything was ever refused, or said to be limited.
         is_blocked: Whether only single calls go out, to see whether any is let in.
     """
 
@@ -121,11 +132,12 @@ class AdaptiveLimit:
         self._is_open = max_workers <= FIRST_WAVE
         self.is_engaged: bool = False
         self._episodes = 0
-        self._pace = math.inf
-        self._is_guess = True
+        self._pace = Pace()
+        self._sizes = Sizes()
+        self._tokens = 0.0
+        self._budgets: dict[bool, Budget] = {}
+        self._believes_budgets = True
         self._cap = max_workers
-        self._next_at = -math.inf
-        self._starts: deque[float] = deque(maxlen=_RECENT_STARTS)
         self._refused_at: float | None = None
         self._hint_seconds = 0.0
         self._empty_episodes = 0
@@ -135,13 +147,19 @@ class AdaptiveLimit:
         self._probe_seconds = _FIRST_PROBE_SECONDS
         self._others_at_answers: deque[int] = deque(maxlen=100)
         self._others_at_refusals: deque[int] = deque(maxlen=16)
-        self._marked_at, self._mark_number = now, 0
-        self._refusals = self._answers = self._answers_at_cap = 0
+        self._marked_at, self._mark_number, self._mark_tokens = now, 0, 0.0
+        self._refusals = self._answers_at_cap = 0
+        self._refused_tokens = 0.0
 
     @property
     def is_idle(self) -> bool:
         """Whether any number of calls may go out, and none need be told of."""
         return self._is_open and not self.is_engaged
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether fewer calls may be in flight than there are workers."""
+        return self._cap < self._max_workers
 
     @property
     def paused_until(self) -> float | None:
@@ -150,10 +168,12 @@ class AdaptiveLimit:
 
     def statistics(self) -> AdaptiveStatistics:
         """What was learned so far."""
-        return AdaptiveStatistics(self._pace, self._cap, self._episodes, self.is_blocked)
+        pace = self._pace.per_second
+        tokens = pace * self._sizes.mean if self._sizes.matter else math.inf
+        return AdaptiveStatistics(pace, tokens, self._cap, self._episodes, self.is_blocked)
 
     def engage(self, *, answered: int, in_flight: int) -> None:
-        """Begin to count; something was refused.
+        """Begin to count; something was refused, or said to be limited.
 
         Args:
             answered: Calls that were answered so far.
@@ -164,8 +184,15 @@ class AdaptiveLimit:
             self._in_flight = in_flight
         self.is_engaged = self._is_open = True
 
-    def ready_at(self, now: float) -> float:
-        """Loop time from which the next call may go out; infinite until one ends."""
+    def ready_at(self, now: float, tokens: float = 0.0) -> float:
+        """Loop time from which the next call may go out; infinite until one ends.
+
+        Args:
+            now: Loop time.
+            tokens: What the call is expected to cost.
+        """
+        if self.is_idle:
+            return -math.inf
         if self._refused_at is not None:
             settled_at = self._refused_at + SETTLE_SECONDS
             if now < settled_at:
@@ -182,19 +209,29 @@ class AdaptiveLimit:
             if now < self._begun + PATIENCE_SECONDS:
                 return self._begun + PATIENCE_SECONDS
             self._is_open = True
-        return self._next_at
+        learned_at = self._pace.ready_at(self._sizes.weight_of(tokens))
+        return self._told_ready_at(now, tokens, learned_at) if self._budgets else learned_at
+
+    def _told_ready_at(self, now: float, tokens: float, learned_at: float) -> float:
+        """As the budgets allow; what was learned counts where little is left, or was refused."""
+        told_at, has_plenty = -math.inf, self._believes_budgets
+        for of_tokens, budget in self._budgets.items():
+            amount, spent = (tokens, self._tokens) if of_tokens else (1.0, float(self._number))
+            at = budget.ready_at(now, amount=amount, spent=spent, last_at=self._pace.last_at)
+            told_at = max(told_at, at)
+            has_plenty = has_plenty and budget.has_plenty(now, amount=amount, spent=spent)
+        return told_at if has_plenty else max(learned_at, told_at)
 
     def _probe_until(self) -> float:
         return self._probe_at if self._probe is None else self._probe.at + PATIENCE_SECONDS
 
-    def start(self, now: float) -> Admission:
-        """A call goes out."""
+    def start(self, now: float, tokens: float = 0.0) -> Admission:
+        """A call goes out that is expected to cost so many tokens."""
         self._number += 1
-        admission = Admission(self._number, now, self._in_flight)
+        self._tokens += tokens
+        admission = Admission(self._number, now, self._in_flight, tokens, self._tokens)
         self._in_flight += 1
-        self._starts.append(now)
-        if self._pace < math.inf:
-            self._next_at = max(self._next_at, now) + 1 / self._pace
+        self._pace.start(now, self._sizes.weight_of(tokens))
         if self.is_blocked:
             self._probe = admission
         return admission
@@ -211,28 +248,45 @@ class AdaptiveLimit:
         if admission is self._probe:
             self._unblock(now)
         self._others_at_answers.append(admission.others)
+        self._sizes.let_in(admission.tokens)
         if admission.number > self._mark_number and self._refused_at is None:
             self._grow(admission)
 
+    def told(
+        self,
+        allowances: Sequence[Allowance],
+        admission: Admission | None,
+        now: float,
+        *,
+        is_refusal: bool = False,
+    ) -> None:
+        """A response says what is left.
+
+        Args:
+            allowances: What it says.
+            admission: Its call; None if it went out before the limit was engaged.
+            now: Loop time.
+            is_refusal: Whether the call was refused. If enough was left for it, there is a
+                limit that responses do not tell of.
+        """
+        at, number, tokens = now, self._number - self._in_flight, self._tokens
+        if admission is not None:
+            at, number, tokens = admission.at, admission.number, admission.all_tokens
+        if is_refusal:
+            cost = {True: 1.0 if admission is None else admission.tokens, False: 1.0}
+            enough = [each.remaining >= cost[each.of_tokens] for each in allowances]
+            self._believes_budgets = self._believes_budgets and not all(enough)
+        for allowance in allowances:
+            budget = self._budgets.setdefault(allowance.of_tokens, Budget())
+            budget.tell(allowance, at, tokens if allowance.of_tokens else float(number))
+
     def _grow(self, admission: Admission) -> None:
-        if self._pace < math.inf and self._pace_is_binding():
-            self._answers += 1
-            if self._is_guess:
-                self._pace *= 1 + (_GUESS_GROWTH if self._answers > _GUESS_HOLD_CALLS else 0)
-            elif self._answers > _HOLD_CALLS:
-                doublings = min((self._answers - _HOLD_CALLS) / _DOUBLING_CALLS, 8)
-                self._pace *= 1 + _GROWTH * 2**doublings
-        if self._cap < self._max_workers and admission.others >= self._cap - 1:
+        self._pace.answered()
+        if self.is_capped and admission.others >= self._cap - 1:
             self._answers_at_cap += 1
             if self._answers_at_cap >= _CAP_ANSWERS * self._cap:
                 self._cap += 1
                 self._answers_at_cap = 0
-
-    def _pace_is_binding(self) -> bool:
-        if len(self._starts) < _RECENT_STARTS:
-            return False
-        seconds = self._starts[-1] - self._starts[0]
-        return _BINDING * self._pace * seconds <= (_RECENT_STARTS - 1)
 
     def refused(self, admission: Admission | None, now: float, hint_seconds: float | None) -> None:
         """A call that ended was refused.
@@ -244,12 +298,17 @@ class AdaptiveLimit:
         """
         if admission is not None:
             self._others_at_refusals.append(admission.others)
+            self._sizes.refused(admission.tokens)
             if admission is self._probe:
                 self._probe_again(now, hint_seconds)
                 return
         if (0 if admission is None else admission.number) <= self._mark_number and self._episodes:
             return
         self._refusals += 1
+        self._refused_tokens += 0.0 if admission is None else admission.tokens
+        for budget in self._budgets.values():
+            # It was not spent.
+            budget.forget()
         if self._refused_at is None and not self.is_blocked:
             self._refused_at = now
             self._hint_seconds = hint_seconds or 0.0
@@ -273,14 +332,14 @@ class AdaptiveLimit:
                 min(self._hint_seconds, _LONGEST_HINT_SECONDS) or self._probe_seconds
             )
             return
-        if self._is_capped():
+        if self._is_cap_to_blame():
             self._cut_cap()
         else:
             self._cut_pace(let_in, cut_at - self._marked_at)
-        self._next_at = max(now, cut_at + 1 / self._pace)
+        self._pace.resume(cut_at)
         self._mark(cut_at)
 
-    def _is_capped(self) -> bool:
+    def _is_cap_to_blame(self) -> bool:
         refusals, answers = self._others_at_refusals, self._others_at_answers
         if len(refusals) < _FEW_REFUSALS or len(answers) < _FEW_ANSWERS:
             return False
@@ -296,20 +355,15 @@ class AdaptiveLimit:
         refused = sorted(self._others_at_refusals)[len(self._others_at_refusals) // 4]
         below = self._cap if self._cap == self._max_workers else self._cap - 1
         self._cap = max(1, min(below, refused))
-        # The pace was blamed for nothing, so let it not be in the way.
-        self._pace *= 1.1
+        self._pace.raise_to(_BLAMELESS)
 
     def _cut_pace(self, let_in: int, seconds: float) -> None:
-        if self._pace == math.inf:
-            # A guess that soon grows; a hint says when one call may come back, not how many.
-            self._pace = max(let_in, 1) / max(seconds, _SHORTEST_PERIOD_SECONDS)
+        if self._pace.per_second == math.inf:
             self._others_at_answers.clear()
             self._others_at_refusals.clear()
-            return
-        estimate = (let_in + _PRIOR_CALLS) / (seconds + _PRIOR_CALLS / self._pace)
-        least, most = self._pace * _LEAST_OF_PACE, self._pace * _MOST_OF_PACE
-        self._pace = min(max(estimate, least), most)
-        self._is_guess = False
+        tokens = self._tokens - self._mark_tokens - self._refused_tokens
+        self._pace.cut(tokens / self._sizes.mean if self._sizes.matter else let_in, seconds)
+        self._sizes.judge()
 
     def _unblock(self, now: float) -> None:
         if self._probe_seconds > _FIRST_PROBE_SECONDS:
@@ -318,9 +372,11 @@ class AdaptiveLimit:
             self._mark(now)
         self.is_blocked, self._probe = False, None
         self._probe_seconds, self._empty_episodes = _FIRST_PROBE_SECONDS, 0
-        self._next_at = now
+        self._pace.resume(-math.inf)
 
     def _mark(self, at: float) -> None:
         """Count what comes from now on for the next estimate."""
-        self._marked_at, self._mark_number = at, self._number
-        self._refusals = self._answers = self._answers_at_cap = 0
+        self._marked_at, self._mark_number, self._mark_tokens = at, self._number, self._tokens
+        self._refusals = self._answers_at_cap = 0
+        self._refused_tokens = 0.0
+        self._pace.hold()

@@ -60,14 +60,22 @@ class ResponseError(BatchLLMError, ValueError):
     Attributes:
         reason: The provider's own word for it, such as ``"SAFETY"``.
         usage: Tokens of the call.
+        safety_ratings: Probability by category, as the provider rated the prompt or the
+            answer; None where it did not.
     """
 
     def __init__(
-        self, message: str, *, reason: str = "", usage: "TokenUsage | None" = None
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        usage: "TokenUsage | None" = None,
+        safety_ratings: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.usage = usage
+        self.safety_ratings = safety_ratings
 
 
 class ResponseBlockedError(ResponseError):

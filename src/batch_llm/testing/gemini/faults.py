@@ -4,9 +4,9 @@ A `Fault` is a name, an effect and a delay. The effects are data; the service ca
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Self, get_args
+from typing import Any, Final, Self, get_args
 
 from batch_llm.testing.gemini import errors
 from batch_llm.testing.gemini.errors import ApiError
@@ -178,15 +178,36 @@ class Fault:
         return cls("truncated", Spoil(_halved))
 
     @classmethod
-    def blocked(cls, reason: str = "PROHIBITED_CONTENT") -> Self:
-        """The prompt is refused: promptFeedback.blockReason and usage, no candidates."""
-        return cls("blocked", Spoil(lambda _: Reply(block_reason=reason)))
+    def blocked(
+        cls,
+        reason: str = "PROHIBITED_CONTENT",
+        *,
+        safety_ratings: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """The prompt is refused: promptFeedback.blockReason and usage, no candidates.
+
+        Args:
+            reason: The blockReason.
+            safety_ratings: The prompt's ratings in wire form; None: one, for SAFETY only.
+        """
+        if safety_ratings is None and reason == "SAFETY":
+            safety_ratings = (_HARMFUL,)
+        reply = Reply(block_reason=reason, safety_ratings=safety_ratings)
+        return cls("blocked", Spoil(lambda _: reply))
 
     @classmethod
-    def finish(cls, reason: str) -> Self:
-        """A candidate without content, with safety ratings and this finishReason."""
-        rating = _HARMFUL if reason == "SAFETY" else _HARMLESS
-        reply = Reply(finish_reason=reason, safety_ratings=(rating,))
+    def finish(
+        cls, reason: str, *, safety_ratings: Sequence[Mapping[str, Any]] | None = None
+    ) -> Self:
+        """A candidate without content, with this finishReason.
+
+        Args:
+            reason: The finishReason.
+            safety_ratings: The candidate's ratings in wire form; None: one, harmful for SAFETY.
+        """
+        if safety_ratings is None:
+            safety_ratings = (_HARMFUL if reason == "SAFETY" else _HARMLESS,)
+        reply = Reply(finish_reason=reason, safety_ratings=safety_ratings)
         return cls("finish", Spoil(lambda _: reply))
 
     @classmethod

@@ -76,13 +76,13 @@ def response_body(
     """
     body: dict[str, Any] = {}
     if reply.block_reason is not None:
-        body["promptFeedback"] = {"blockReason": reply.block_reason}
+        body["promptFeedback"] = {"blockReason": reply.block_reason, **_ratings(reply)}
     else:
         body["candidates"] = [_candidate(reply)]
     usage = _usage(reply, prompt_tokens, cached_tokens)
     if usage:
         body["usageMetadata"] = usage
-    body["modelVersion"] = model
+    body["modelVersion"] = reply.model_version or model
     body["responseId"] = response_id
     return body
 
@@ -106,14 +106,20 @@ class ImplicitCache:
 
 
 def _candidate(reply: Reply) -> dict[str, Any]:
-    candidate: dict[str, Any] = {"finishReason": reply.finish_reason, "index": 0}
+    candidate: dict[str, Any] = {
+        "finishReason": reply.finish_reason,
+        "index": 0,
+        **_ratings(reply),
+    }
     if reply.text is not None:
         candidate["content"] = {"parts": [{"text": reply.text}], "role": "model"}
     elif reply.finish_reason == "MAX_TOKENS":
         candidate["content"] = {"role": "model"}
-    if reply.safety_ratings is not None:
-        candidate["safetyRatings"] = list(reply.safety_ratings)
     return candidate
+
+
+def _ratings(reply: Reply) -> dict[str, Any]:
+    return {} if reply.safety_ratings is None else {"safetyRatings": list(reply.safety_ratings)}
 
 
 def _usage(reply: Reply, prompt_tokens: int, cached_tokens: int) -> dict[str, int]:

@@ -75,8 +75,9 @@ class Reply:
         text: The answer; None for a candidate without content.
         json: A JSON value to be sent as the answer's text, instead of ``text``.
         finish_reason: Why the model stopped.
-        safety_ratings: The candidate's ratings in wire form.
+        safety_ratings: Ratings in wire form of the candidate, or of a prompt that is refused.
         block_reason: Set when the prompt is refused: there is no candidate then.
+        model_version: The model that answers; None: the model that was asked for.
         thoughts_tokens: Tokens spent on thinking; they count against maxOutputTokens.
         tool_use_prompt_tokens: Tokens of tool results given to the model.
         usage: Counts by wire name ("promptTokenCount") that replace the computed ones;
@@ -94,6 +95,7 @@ class Reply:
     finish_reason: str = "STOP"
     safety_ratings: Sequence[Mapping[str, Any]] | None = None
     block_reason: str | None = None
+    model_version: str | None = None
     thoughts_tokens: int = 0
     tool_use_prompt_tokens: int = 0
     usage: Mapping[str, int | None] | None = None

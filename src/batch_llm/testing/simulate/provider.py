@@ -15,7 +15,7 @@ from batch_llm.testing.simulate.records import Call, Clock, Upkeep
 from batch_llm.testing.simulate.scenario import Service
 
 _FOR_EVER_SECONDS = 1e6
-_WRONG_SHAPES: tuple[object, ...] = (None, "a text", ("a text",), ("a text", None, 1), 42)
+_WRONG_SHAPES: tuple[object, ...] = (None, "a text", ("a text",), ("a text", None, 1, 2), 42)
 
 
 class ProviderError(Exception):

@@ -1,0 +1,74 @@
+"""The pace after a cooldown, as the rate-limit strategy wants it."""
+
+import logging
+import math
+from typing import Any, TypeGuard
+
+from batch_llm._engine.tasks import FATAL
+from batch_llm.strategies.rate_limit import RateLimitStrategy
+
+_log = logging.getLogger(__name__)
+
+
+class SlowStart:
+    """Lets the calls after a cooldown out one by one, until the strategy says that it is enough.
+
+    Attributes:
+        is_on: Whether the strategy is asked about the next call.
+    """
+
+    def __init__(self) -> None:
+        self.is_on: bool = False
+        self._let_out = 0
+        self._last_at = 0.0
+        self._ready_at: float | None = None
+
+    def begin(self, now: float) -> None:
+        """A cooldown ended."""
+        self.is_on = True
+        self._let_out, self._last_at, self._ready_at = 0, now, None
+
+    def let_out(self, now: float) -> None:
+        """A call went out."""
+        self._let_out += 1
+        self._last_at, self._ready_at = now, None
+
+    def ready_at(self, strategy: RateLimitStrategy) -> float:
+        """Loop time from which the next call may go out; asks the strategy once per call."""
+        if not self.is_on:
+            return -math.inf
+        if self._ready_at is None:
+            self._ready_at = self._last_at + self._delay(strategy)
+        return self._ready_at
+
+    def _delay(self, strategy: RateLimitStrategy) -> float:
+        """The strategy's first False ends the slow start."""
+        self.is_on = False
+        if getattr(strategy, "should_apply_slow_start", None) is None:
+            return 0.0
+        try:
+            applies, delay = strategy.should_apply_slow_start(self._let_out)
+        except FATAL:
+            raise
+        except BaseException as error:
+            kind = type(error).__name__
+            _log.error("should_apply_slow_start failed with %s: no slow start", kind)
+            _log.debug("should_apply_slow_start failed", exc_info=error)
+            return 0.0
+        if not applies:
+            return 0.0
+        if not is_duration(delay):
+            _log.error("should_apply_slow_start gave a delay of %r: no slow start", delay)
+            return 0.0
+        self.is_on = True
+        return float(delay)
+
+
+def is_duration(value: Any) -> TypeGuard[float]:
+    """Whether it is a number of seconds that can be waited for."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )

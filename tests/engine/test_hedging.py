@@ -1,0 +1,243 @@
+"""Duplicates of stragglers: who gets one, which answer counts, and what it costs."""
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import pytest
+
+from batch_llm import (
+    BatchResult,
+    LLMCallStrategy,
+    LLMWorkItem,
+    ParallelBatchProcessor,
+    ProcessorConfig,
+    RateLimitConfig,
+    RetryConfig,
+    TokenUsage,
+)
+
+Result = BatchResult[Any, Any]
+Step = float | tuple[float, BaseException]
+
+USAGE: TokenUsage = {
+    "input_tokens": 10,
+    "output_tokens": 5,
+    "total_tokens": 15,
+    "cached_input_tokens": 4,
+}
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Provider(LLMCallStrategy[Any]):
+    """Answers after a second, but for the named items: their calls play one step each."""
+
+    def __init__(self, **steps: list[Step]) -> None:
+        self.steps = {name: deque(played) for name, played in steps.items()}
+        self.calls: list[tuple[str, float, int]] = []
+        self.given_up: list[str] = []
+        self.in_flight = self.peak = 0
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> tuple[Any, TokenUsage]:
+        self.calls.append((prompt, now(), attempt))
+        number = len([call for call in self.calls if call[0] == prompt])
+        steps = self.steps.get(prompt)
+        step = steps.popleft() if steps else 1.0
+        seconds, error = step if isinstance(step, tuple) else (step, None)
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self.given_up.append(f"{prompt} {number}")
+            raise
+        finally:
+            self.in_flight -= 1
+        if error is not None:
+            raise error
+        return f"{prompt} {number}", USAGE
+
+    def calls_of(self, prompt: str) -> list[float]:
+        return [at for name, at, _ in self.calls if name == prompt]
+
+
+async def run(provider: Provider, *, items: int = 40, workers: int = 10, **options: Any) -> Result:
+    settings: dict[str, Any] = {"hedge_after": 0.9, "timeout_per_item": 100.0} | options
+    config = ProcessorConfig(
+        max_workers=workers, retry=RetryConfig(max_attempts=2, jitter=False), **settings
+    )
+    async with ParallelBatchProcessor[str, Any, Any](config=config) as processor:
+        for n in range(items):
+            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
+        result = await processor.process_all()
+        result.stats = await processor.get_stats()  # type: ignore[attr-defined]
+    return result
+
+
+def output_of(result: Result, item_id: str) -> Any:
+    [found] = [entry for entry in result.results if entry.item_id == item_id]
+    return found.output
+
+
+async def test_a_straggler_gets_one_duplicate_and_the_first_answer_counts() -> None:
+    provider = Provider(**{"35": [50.0]})
+    result = await run(provider)
+    assert result.succeeded == 40
+    # It began at 3 s, is late after the second that all others took, and then takes as long.
+    assert provider.calls_of("35") == [3.0, 4.0]
+    assert now() == 5.0
+    assert output_of(result, "35") == "35 2"
+    assert provider.given_up == ["35 1"]
+    assert [attempt for name, _, attempt in provider.calls if name == "35"] == [1, 1]
+    assert result.results[-1].attempts == 1
+
+
+async def test_the_first_call_counts_where_it_answers_first() -> None:
+    provider = Provider(**{"35": [1.5, 50.0]})
+    result = await run(provider)
+    assert provider.calls_of("35") == [3.0, 4.0]
+    assert output_of(result, "35") == "35 1"
+    assert now() == 4.5
+    assert provider.given_up == ["35 2"]
+
+
+async def test_it_is_off_by_default() -> None:
+    provider = Provider(**{"35": [50.0]})
+    await run(provider, hedge_after=None)
+    assert len(provider.calls) == 40
+    assert now() == 53.0
+
+
+async def test_what_is_given_up_costs_its_prompt() -> None:
+    result = await run(Provider(**{"35": [50.0]}))
+    assert result.total_input_tokens == 41 * 10
+    assert result.total_output_tokens == 40 * 5
+    assert result.total_cached_tokens == 41 * 4
+
+
+async def test_both_costs_are_counted_where_both_answer() -> None:
+    class Stubborn(Provider):
+        async def execute(
+            self, prompt: str, attempt: int, timeout: float
+        ) -> tuple[Any, TokenUsage]:
+            try:
+                return await super().execute(prompt, attempt, timeout)
+            except asyncio.CancelledError:
+                return "late", USAGE
+
+    result = await run(Stubborn(**{"35": [50.0]}))
+    assert output_of(result, "35") == "35 2"
+    assert result.total_output_tokens == 41 * 5
+
+
+async def test_nothing_is_late_before_there_are_answers_to_compare() -> None:
+    provider = Provider(**{"12": [50.0]})
+    await run(provider, items=15, workers=5)
+    assert len(provider.calls) == 15
+
+
+async def test_a_duplicate_waits_for_a_worker_without_work() -> None:
+    provider = Provider(**{"35": [50.0]})
+    await run(provider, items=70)
+    # The nine others begin the last of 30 items at 7 s, when six of them are free.
+    assert provider.calls_of("35") == [3.0, 7.0]
+    assert provider.peak == 10
+
+
+async def test_a_lent_worker_takes_no_item_until_the_duplicate_is_done() -> None:
+    provider = Provider(**{"35": [50.0, 10.0]})
+    config = ProcessorConfig(max_workers=2, hedge_after=0.9, timeout_per_item=100.0)
+    async with ParallelBatchProcessor[str, Any, Any](config=config) as processor:
+        for n in range(36):
+            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
+        running = asyncio.create_task(processor.process_all())
+        await asyncio.sleep(20)
+        assert provider.calls_of("35") == [17.0, 18.0]
+        for name in ("new", "newer"):
+            await processor.add_work(LLMWorkItem(name, provider, name))
+        result = await running
+    assert result.succeeded == 38
+    assert provider.calls_of("new") == provider.calls_of("newer") == [28.0]
+    assert provider.peak == 2
+
+
+async def test_one_worker_alone_never_duplicates() -> None:
+    provider = Provider(**{"35": [50.0]})
+    await run(provider, workers=1)
+    assert len(provider.calls) == 40
+
+
+async def test_a_duplicate_that_fails_leaves_it_to_the_first() -> None:
+    provider = Provider(**{"35": [50.0, (1.0, ValueError("no"))]})
+    result = await run(provider)
+    assert output_of(result, "35") == "35 1"
+    assert now() == 53.0
+    assert len(provider.calls_of("35")) == 2
+
+
+async def test_a_first_call_that_fails_leaves_it_to_the_duplicate() -> None:
+    provider = Provider(**{"35": [(1.5, ValueError("no")), 5.0]})
+    result = await run(provider)
+    assert output_of(result, "35") == "35 2"
+    assert now() == 9.0
+
+
+async def test_where_both_fail_it_is_one_failed_attempt() -> None:
+    errors: list[Step] = [(3.0, ConnectionError("first")), (1.0, ConnectionError("second"))]
+    provider = Provider(**{"35": [*errors, *errors]})
+    result = await run(provider)
+    [failed] = [entry for entry in result.results if not entry.success]
+    assert failed.error == "ConnectionError: first"
+    assert failed.attempts == 2
+    assert len(provider.calls_of("35")) == 4
+
+
+async def test_a_timeout_ends_both() -> None:
+    provider = Provider(**{"35": [50.0, 50.0]})
+    result = await run(provider, timeout_per_item=5.0)
+    assert provider.given_up == ["35 1", "35 2"]
+    assert provider.calls_of("35")[2:] == [9.0]
+    assert result.succeeded == 40
+    assert provider.in_flight == 0
+
+
+async def test_duplicates_pass_the_gate() -> None:
+    provider = Provider(**{"35": [50.0]})
+    await run(provider, max_requests_per_minute=30, rate_limit=RateLimitConfig())
+    first, second = provider.calls_of("35")
+    later = [at for _, at, _ in provider.calls if first < at < second]
+    assert second - max(later, default=first) == pytest.approx(2.0)
+
+
+async def test_a_duplicate_that_is_refused_teaches_the_limit_and_costs_no_attempt() -> None:
+    provider = Provider(**{"39": [9.0, (0.1, RuntimeError("429 Too Many Requests"))]})
+    result: Any = await run(provider)
+    assert result.succeeded == 40
+    assert output_of(result, "39") == "39 1"
+    assert result.results[-1].attempts == 1
+    assert result.stats["rate_limit_count"] == 1
+
+
+async def test_the_stats_count_duplicates() -> None:
+    result: Any = await run(Provider(**{"35": [50.0], "36": [50.0]}))
+    assert result.stats["hedged_calls"] == 2
+
+
+async def test_a_run_that_is_cancelled_leaves_no_call() -> None:
+    provider = Provider(**{"35": [50.0, 50.0]})
+    running = asyncio.create_task(run(provider))
+    await asyncio.sleep(6)
+    assert provider.in_flight == 2
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert provider.in_flight == 0
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, 95, float("nan"), True, "0.9"])
+def test_the_share_is_between_0_and_1(share: Any) -> None:
+    with pytest.raises(ValueError, match=r"hedge_after must be between 0 and 1 \(got"):
+        ProcessorConfig(hedge_after=share).validate()
