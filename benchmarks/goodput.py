@@ -69,9 +69,7 @@ class Calls(LLMCallStrategy[Answer]):
         self._task = task
         self.error_classifier = task.scenario.error_classifier
 
-    async def execute(
-        self, prompt: str, attempt: int, timeout: float
-    ) -> tuple[Answer, TokenUsage, dict[str, Any]]:
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
         job = self._task.jobs[int(prompt[:6])]
         answer = await self._task.provider.call(job)
         usage: TokenUsage = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batch_llm.base import BatchResult, TokenUsage, WorkItemResult
+from batch_llm.base import BatchResult, QuotaStatistics, TokenUsage, WorkItemResult
 from batch_llm.cli.books import Book
 from batch_llm.cli.enrichment import Audience, BookEnrichment, Genre
 from batch_llm.cli.options import DemoOptions
@@ -57,7 +57,8 @@ def report(
         api_key=api_key,
         seed=0,
     )
-    return Report(options=options, result=BatchResult(list(results)), **defaults | changes)
+    result = BatchResult(list(results), quotas=changes.pop("quotas", {}))
+    return Report(options=options, result=result, **defaults | changes)
 
 
 def test_a_run_that_succeeded() -> None:
@@ -201,3 +202,33 @@ def test_a_run_that_was_ended(
     answers = sum(result.success for result in results)
     assert text.startswith(f"{headline}\n")
     assert f"{answers} answered, 0 refused (429), 0 failed, {5 - answers} cut short" in text
+
+
+def lines_of(quota: QuotaStatistics) -> list[str]:
+    text = summarize(report(answered(1), quotas={"gemini/x": quota}))
+    labels = ("held back", "pace learned", "in flight")
+    return [line.strip() for line in text.splitlines() if line.strip().startswith(labels)]
+
+
+def test_what_held_the_run_back_is_told_with_what_was_learned() -> None:
+    assert lines_of(
+        QuotaStatistics(
+            seconds=100.0,
+            answered=950,
+            waited_for_quota_seconds=80.0,
+            waited_for_cooldown_seconds=1.5,
+            waited_for_slots_seconds=0.2,
+            learned_calls_per_second=9.84,
+            learned_tokens_per_second=12_345.6,
+            learned_in_flight=8,
+        )
+    ) == [
+        "held back for         1m 21s  1m 20s by the quota, 1.5 s in pauses, 0.2 s by calls in flight",
+        "pace learned           9.8/s  as gemini/x lets calls in; 9.5 were answered a second; "
+        "by tokens, 12,346 a second",
+        "in flight, learned         8  as many calls at once as gemini/x lets in",
+    ]
+
+
+def test_a_run_that_nothing_held_back_says_nothing_of_it() -> None:
+    assert lines_of(QuotaStatistics(seconds=10.0, answered=5, waited_for_slots_seconds=0.05)) == []

@@ -372,7 +372,10 @@ class Telling(Provider):
     ) -> Any:
         self.calls.append(Call(now(), prompt, attempt, timeout))
         if now() >= self.reset_at:
-            self.left, self.reset_at = 10, self.reset_at + 10.0 * ((now() - self.reset_at) // 10 + 1)
+            self.left, self.reset_at = (
+                10,
+                self.reset_at + 10.0 * ((now() - self.reset_at) // 10 + 1),
+            )
         if not self.left:
             self.refused += 1
             error = Refused(1.0)

@@ -95,9 +95,7 @@ async def test_an_answer_that_tells_nothing_counts_as_expected() -> None:
 async def test_an_ask_larger_than_the_burst_goes_alone_and_in_its_turn() -> None:
     sizes = {"prompt 0": 50, "prompt 1": 250, "prompt 2": 50, "prompt 3": 50}
     strategy = Billing(None)
-    config = settings(
-        4, max_tokens_per_minute=6_000, token_estimator=Expecting(sizes.__getitem__)
-    )
+    config = settings(4, max_tokens_per_minute=6_000, token_estimator=Expecting(sizes.__getitem__))
     await run(*items(strategy, 4), config=config)
     assert strategy.prompts == list(sizes)
     assert strategy.instants == pytest.approx([0.0, 0.5, 2.5, 3.0])
@@ -126,7 +124,7 @@ async def test_a_refused_call_used_nothing(config: ProcessorConfig, second: floa
     assert strategy.instants == pytest.approx([0.0, second])
 
 
-class Failed(ValueError):
+class BilledError(ValueError):
     def __init__(self, tokens: int | None) -> None:
         super().__init__("no use")
         self.usage = usage(tokens) if tokens is not None else {}
@@ -136,7 +134,7 @@ class Failed(ValueError):
 async def test_a_failed_call_is_settled_where_its_usage_is_known(
     billed: int | None, second: float
 ) -> None:
-    strategy = Billing(Failed(billed), 30)
+    strategy = Billing(BilledError(billed), 30)
     config = settings(1, max_tokens_per_minute=600, token_estimator=of_calls(30))
     result = await run(*items(strategy, 2), config=config)
     assert result.failed == 1
@@ -145,7 +143,7 @@ async def test_a_failed_call_is_settled_where_its_usage_is_known(
 
 async def test_the_estimator_is_told_of_each_calls_usage() -> None:
     estimator = of_calls(1)
-    strategy = Billing(7, Failed(5), Failed(None), None, 9)
+    strategy = Billing(7, BilledError(5), BilledError(None), None, 9)
     config = settings(1, max_tokens_per_minute=1e6, token_estimator=estimator)
     await run(*items(strategy, 5), config=config)
     assert estimator.learned == [

@@ -211,3 +211,11 @@ async def test_a_strategy_of_few_connections_is_found_behind_one_that_has_enough
         for connections in (8, 7):
             await processor.add_work(*items(Connected(connections)))
     assert [message for message in caplog.messages if "in flight at once" in message] != []
+
+
+async def test_a_stream_gives_each_result_as_soon_as_it_is_made() -> None:
+    async with Processor(config=settings()) as processor:
+        for item in items(Provider(seconds=10.0), 3):
+            await processor.add_work(item)
+        seen = [(result.item_id, now()) async for result in processor._stream()]
+    assert seen == [("0", 10.0), ("1", 20.0), ("2", 30.0)]

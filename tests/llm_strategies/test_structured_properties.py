@@ -52,7 +52,8 @@ values = st.recursive(
 objects = st.dictionaries(texts, values, min_size=1, max_size=4)
 parse_anything: Callable[[Any], JsonValue] = parse_json(Any)
 
-prose = st.text(st.characters(codec="utf-8", exclude_characters="{}[]"))
+words = st.text(st.characters(codec="utf-8", exclude_characters='{}[]"'))
+prose = words | st.builds('{} "{}" {}'.format, words, words, words)
 fences = st.sampled_from(["", "```json\n", "```\n", "``` JSON \n", "\ufeff"])
 
 

@@ -52,6 +52,7 @@ MANY_STRATEGIES = Scenario(
     service=Service(latency=Latency(spread=0.8), faults=Faults(rate_limit=0.3)),
 )
 PACED = Scenario(items=20, config=ProcessorConfig(max_requests_per_minute=120))
+METERED = Scenario(items=60, config=ProcessorConfig(max_workers=1, max_tokens_per_minute=600))
 FAULTY = Scenario(
     items=30,
     config=ProcessorConfig(retry=RetryConfig(max_attempts=2)),
@@ -87,9 +88,9 @@ def a_cooldown_never_ends(broken: Broken) -> None:
 
 @mutant("ends", LIMITED)
 def a_waiter_spins(broken: Broken) -> None:
-    async def spin(self: Gate) -> None:
+    async def spin(self: Gate, tokens: float) -> None:
         await asyncio.sleep(0)
-        await spin(self)
+        await spin(self, tokens)
 
     broken.setattr(Gate, "acquire", spin)
     broken.setattr(schedule, "_MOST_STEPS_AT_ONE_INSTANT", 10_000)
@@ -265,6 +266,17 @@ def the_burst_is_too_large(broken: Broken) -> None:
         self._burst += 1
 
     broken.setattr(Meter, "reset", patient)
+
+
+@mutant("token pace", METERED)
+def tokens_are_not_counted(broken: Broken) -> None:
+    broken.setattr(Meter, "take", lambda *_: None)
+
+
+@mutant("token pace", METERED)
+def what_a_call_used_makes_no_difference(broken: Broken) -> None:
+    broken.setattr(Gate, "tokens_of", lambda *_: 1.0)
+    broken.setattr(Gate, "settle", lambda *_: None)
 
 
 @mutant("in flight", PLAIN)

@@ -54,6 +54,7 @@ class Attempts:
         self._stats = stats
         self._hedges = hedges
         self.dry_run = dry_run
+        self._has_detour = dry_run or hedges is not None
         self._detailed = detailed
 
     def call(self, journal: Journal, worker: Worker) -> Any:
@@ -65,7 +66,8 @@ class Attempts:
         Raises:
             StrategyContractError: The strategy's ``execute`` gave nothing to await.
         """
-        journal.epoch = journal.entry.gate.epoch
+        entry, item = journal.entry, journal.item
+        journal.epoch = entry.gate.epoch
         if journal.repeats:
             journal.repeats = False
         else:
@@ -75,17 +77,20 @@ class Attempts:
         deadlines.running[worker] = end = now() + deadlines.seconds
         if deadlines.timer is None:
             deadlines.arm(end)
-        item = journal.item
-        if self.dry_run:
-            return _pretend(item.strategy, item.prompt)
-        if self._hedges is not None:
-            return self._hedges.call(journal, lambda: self._execute(journal))
-        if journal.entry.takes_state:
-            return self._execute(journal)
+        if self._has_detour or entry.takes_state:
+            return self._detour(journal)
         call: Any = item.strategy.execute(item.prompt, journal.attempt, deadlines.seconds)
         if type(call) is not CoroutineType and not inspect.isawaitable(call):
             raise _not_async(item.strategy, call)
         return call  # pyright: ignore[reportUnknownVariableType] - narrowed from Any
+
+    def _detour(self, journal: Journal) -> Awaitable[Any]:
+        """The call, where it is more than a call of ``execute`` with three arguments."""
+        if self.dry_run:
+            return _pretend(journal.item.strategy, journal.item.prompt)
+        if self._hedges is not None:
+            return self._hedges.call(journal, lambda: self._execute(journal))
+        return self._execute(journal)
 
     def _execute(self, journal: Journal) -> Awaitable[Any]:
         strategy: Any = journal.item.strategy

@@ -88,8 +88,9 @@ class ItemRunner:
             ending: Ending = entry.failure
             if has_hooks or not entry.prepared:
                 ending = await self._let_in(journal)
+                entry = journal.entry
+            gate = entry.gate
             while ending is None:
-                gate = journal.entry.gate
                 if not (gate.wide_open or attempts.dry_run):
                     journal.admission = await gate.acquire(gate.tokens_of(journal.item))
                 returned = error = None
@@ -101,12 +102,12 @@ class ItemRunner:
                 if failure is None:
                     break
                 ending = await self._after(journal, failure)
-            if has_hooks or journal.entry.pending == 1:
+            if has_hooks or entry.pending == 1:
                 result = await self.conclude(journal, ending)
             else:
                 result = _result_of(journal, ending)
                 self._take_down(journal, result)
-                journal.entry.pending -= 1
+                entry.pending -= 1
             journal.stage = "idle"
             pool.outbox.append(result)
             if len(pool.outbox) >= pool.pause_at or self.events.crowded:

@@ -4,6 +4,7 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from batch_llm.base import QuotaStatistics
 from batch_llm.cli.jsonl import Result
 from batch_llm.cli.progress import duration
 from batch_llm.cli.report import Report
@@ -27,6 +28,9 @@ _FAULTS = {
 }
 
 Row = tuple[str, str, str]
+
+# Less is not worth a line.
+_A_MOMENT = 0.1
 
 _BLANK: Row = ("", "", "")
 
@@ -82,9 +86,30 @@ def _calls(report: Report) -> Iterator[Row]:
         pauses = f"with {duration(seconds)} of pauses for all workers"
         remark = pauses if seconds else "each came back as told, the others went on"
         yield "429s ridden out", f"{refused:,}", remark
+    for quota, told in report.result.quotas.items():
+        yield from _limits(quota, told)
     if failed:
         label = "faults ridden out" if report.complete else "failed calls"
         yield label, f"{failed:,}", _faults(report)
+
+
+def _limits(quota: str, told: QuotaStatistics) -> Iterator[Row]:
+    waits = {
+        "by the quota": told.waited_for_quota_seconds,
+        "in pauses": told.waited_for_cooldown_seconds,
+        "by calls in flight": told.waited_for_slots_seconds,
+    }
+    held = [f"{duration(seconds)} {why}" for why, seconds in waits.items() if seconds >= _A_MOMENT]
+    if held:
+        yield "held back for", duration(sum(waits.values())), ", ".join(held)
+    if told.learned_calls_per_second is not None:
+        remark = f"as {quota} lets calls in; {told.calls_per_second:.1f} were answered a second"
+        if told.learned_tokens_per_second is not None:
+            remark += f"; by tokens, {told.learned_tokens_per_second:,.0f} a second"
+        yield "pace learned", f"{told.learned_calls_per_second:.1f}/s", remark
+    if told.learned_in_flight is not None:
+        in_flight = f"{told.learned_in_flight:,}"
+        yield "in flight, learned", in_flight, f"as many calls at once as {quota} lets in"
 
 
 def _items(report: Report) -> str:

@@ -19,6 +19,7 @@ _SPACE = re.compile(r"\s*+")
 _START = re.compile(r'\{\s*+(?:["}]|\Z)|\[\s*+(?:["{\[]|\Z)')
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
 _PLAIN_STRING = r'"[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+"'
+_STRINGS = re.compile(_STRING, re.DOTALL)
 # What stays as it is, is taken a thousand pieces at a time: any number would take much memory, and
 # a possessive group of such pieces matches too much before Python 3.11.5.
 _RAW_STRINGS = re.compile(rf'(?P<kept>(?:[^"]++|{_PLAIN_STRING}){{1,1000}})|{_STRING}', re.DOTALL)
@@ -148,16 +149,19 @@ def _leads_into(before: str) -> bool:
     """Whether what follows a text is a part of something larger that is no JSON."""
     before = before.rstrip()
     is_key = before.endswith(":") and before[:-1].rstrip().endswith(('"', "'"))
-    return is_key or before.endswith(",") or not _is_balanced(before)
+    return is_key or before.endswith(",") or not _is_whole(before)
 
 
 def _goes_on(behind: str) -> bool:
     """Whether a text belongs to the value before it."""
-    return behind.lstrip().startswith((",", ":")) or not _is_balanced(behind)
+    return behind.lstrip().startswith((",", ":", '"')) or not _is_whole(behind)
 
 
-def _is_balanced(text: str) -> bool:
-    return all(text.count(left) == text.count(right) for left, right in ("{}", "[]"))
+def _is_whole(text: str) -> bool:
+    """Whether nothing is open at either end: no bracket outside of quotes, and no quote."""
+    # The quote closes one that is open, and leaves the bracket over.
+    outside = _STRINGS.sub("", f'{text}\n"[')
+    return all(outside.count(left) == outside.count(right) for left, right in ("{}", "[]"))
 
 
 def _with_escapes(text: str) -> str:

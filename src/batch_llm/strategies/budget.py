@@ -11,6 +11,7 @@ _LEAST_SECONDS = 1.0
 _OBSERVATIONS = 20
 _RESERVE_SECONDS = 0.3
 _RESERVE_CALLS = 2.0
+_HASTE = 4.0
 _NETWORK_SECONDS = 0.05
 _PLENTY_RESERVES = 4.0
 _LONGEST_SECONDS = 600.0
@@ -31,8 +32,9 @@ class Budget:
     time. So what comes in is measured: between two responses, what is left has changed by
     what came in less what we spent. Whatever others spend is then in the account as well.
 
-    * What is left, spread over the time to the reset, can never be too fast. For a window
-      this is the even flow; in a bucket it would let half of it lie idle.
+    * What is left, spread over the time to the reset, can never be too fast, nor can four
+      times that: the less is left, the slower it is spent. An even flow would waste what a
+      window, or half a bucket, still holds at the end of a job.
     * What comes in can be spent at once, in the measure in which there is more left than a
       reserve of two calls or 0.3 seconds' worth, whichever is more: a bucket is spent down
       to that, and then its flow is followed.
@@ -96,7 +98,8 @@ class Budget:
         if left < amount:
             at = now + (amount - left) / self._gain if self._gain else math.inf
             return min(at, self._reset_at)
-        pace = max(left / (self._reset_at - now), self._gain * left / self._reserve(amount))
+        until_reset = self._reset_at - now
+        pace = left * max(_HASTE / until_reset, self._gain / self._reserve(amount))
         return min(last_at + amount / pace, self._reset_at)
 
     def has_plenty(self, now: float, *, amount: float, spent: float) -> bool:

@@ -27,7 +27,11 @@ def generate(seed: int) -> Scenario:
     Returns:
         Up to a few dozen items, a few workers, and some of all that can go wrong.
     """
-    return _Generator(Random(f"scenario {seed}")).scenario()
+    scenario = _Generator(Random(f"scenario {seed}")).scenario()
+    # By a chance of its own, so that the rest of a scenario stays what it was.
+    tokens = Random(f"tokens {seed}").choice([None, None, None, 600.0, 6_000.0, 60_000.0])
+    scenario.config.max_tokens_per_minute = tokens
+    return scenario
 
 
 class _Generator:

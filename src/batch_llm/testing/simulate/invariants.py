@@ -21,6 +21,8 @@ from batch_llm.testing.simulate.records import (
 
 _MOST_TOLD = 5
 _TOLERANCE = 1e-6
+# What a call is expected to use before any was answered; prompts are short.
+_FIRST_ESTIMATE_TOKENS = 350
 _NEVER = Moment(math.inf, 0)
 
 
@@ -195,6 +197,29 @@ def _calls_keep_their_pace(played: Simulation) -> Iterator[str]:
             yield f"call {number} at {call.started.seconds} s is {excess:.6f} calls too early"
 
 
+def _tokens_keep_their_pace(played: Simulation) -> Iterator[str]:
+    """Any window of w seconds has at most w * N / 60 tokens, a second's worth, and misjudgements.
+
+    A call may go out although it takes more than is left, and each worker's call may turn out
+    larger than was expected, or have been booked for more.
+    """
+    config = played.scenario.config
+    per_minute = config.max_tokens_per_minute
+    if per_minute is None or config.dry_run:
+        return
+    used = [total_usage([call])["total_tokens"] for call in played.calls]
+    largest = max(_FIRST_ESTIMATE_TOKENS, *used, 0)
+    per_second = per_minute / 60
+    slack = max(1.0, per_second) + (2 * config.max_workers + 1) * largest
+    total, least = 0, math.inf
+    for call, tokens in zip(played.calls, used, strict=True):
+        least = min(least, total - call.started.seconds * per_second)
+        total += tokens
+        excess = total - call.started.seconds * per_second - least - slack
+        if excess > _TOLERANCE:
+            yield f"{call.prompt} at {call.started.seconds} s is {excess:.6f} tokens too early"
+
+
 def _in_flight_up_to_max_workers(played: Simulation) -> Iterator[str]:
     """No more calls at a time than workers, those aside that were left behind."""
     most = played.scenario.config.max_workers
@@ -333,6 +358,7 @@ INVARIANTS: dict[str, Callable[[Simulation], Iterator[str]]] = {
     "attempts": _attempts_count_from_one,
     "cooldown": _nobody_calls_in_a_cooldown,
     "pace": _calls_keep_their_pace,
+    "token pace": _tokens_keep_their_pace,
     "in flight": _in_flight_up_to_max_workers,
     "tokens": _tokens_equal_the_ledger,
     "events": _events_equal_results,
