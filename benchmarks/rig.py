@@ -15,11 +15,6 @@ from batch_llm import (
 )
 
 TIMEOUT_SECONDS = 120.0
-_HEADERS = {
-    "x-ratelimit-limit-requests": "1000000000",
-    "x-ratelimit-remaining-requests": "999999999",
-    "x-ratelimit-reset-requests": "1s",
-}
 
 Item = LLMWorkItem[str, str, None]
 Run = Callable[[], Awaitable[object]]
@@ -36,27 +31,9 @@ class Echo(LLMCallStrategy[str]):
         return prompt, {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
 
 
-class Told(Echo):
-    """Says with its first answer that there is a limit, far above what is asked of it.
-
-    From then on each call passes the gate and counts there.
-    """
-
-    async def prepare(self) -> None:
-        self.has_told = False
-
-    async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
-        await asyncio.sleep(self.seconds)
-        usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
-        if self.has_told:
-            return prompt, usage
-        self.has_told = True
-        return prompt, usage, {"headers": _HEADERS}
-
-
-def work_items(count: int, seconds: float = 0, strategy: Echo | None = None) -> list[Item]:
+def work_items(count: int, seconds: float = 0) -> list[Item]:
     """Items that share one strategy."""
-    strategy = strategy or Echo(seconds)
+    strategy = Echo(seconds)
     return [LLMWorkItem(f"item {number}", strategy, "a prompt") for number in range(count)]
 
 

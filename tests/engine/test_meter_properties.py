@@ -4,6 +4,7 @@ import asyncio
 from fractions import Fraction
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,3 +134,44 @@ async def test_who_asked_first_goes_first_and_who_left_costs_nothing(
     alone = let_out(per_minute, [came[number] for number in served])
     for at, wanted in zip(instants, alone, strict=True):
         assert at <= wanted + 1e-6 * interval
+
+
+def burst_of_ten(taken: float) -> Meter:
+    """Ten units a second and at once, some of which are taken at 0 s."""
+    meter = Meter(600.0)
+    meter.take(0.0, taken)
+    return meter
+
+
+def test_a_burst_is_one_seconds_worth() -> None:
+    assert burst_of_ten(10.0).ready_at(10.0) == pytest.approx(1.0)
+    assert burst_of_ten(9.0).ready_at() == pytest.approx(0.0)
+
+
+def test_at_a_faster_rate_what_is_left_stays_and_fills_up_faster() -> None:
+    meter = burst_of_ten(10.0)
+    meter.resize(1200.0, 0.5)
+    assert meter.per_minute == 1200.0
+    assert meter.ready_at(5.0) == pytest.approx(0.5)
+    assert meter.ready_at(6.0) == pytest.approx(0.55)
+
+
+def test_at_a_slower_rate_no_more_is_left_than_its_burst() -> None:
+    meter = burst_of_ten(10.0)
+    meter.resize(60.0, 0.5)
+    assert meter.ready_at() == pytest.approx(0.5)
+    meter.take(0.5)
+    assert meter.ready_at() == pytest.approx(1.5)
+
+
+def test_at_another_rate_a_debt_stays_a_debt() -> None:
+    meter = burst_of_ten(30.0)
+    meter.resize(1200.0, 1.0)
+    assert meter.ready_at() == pytest.approx(1.55)
+
+
+def test_a_larger_burst_is_not_a_present() -> None:
+    meter = Meter(600.0)
+    meter.resize(1200.0, 7.0)
+    assert meter.ready_at(10.0) == pytest.approx(7.0)
+    assert meter.ready_at(11.0) == pytest.approx(7.05)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +16,8 @@ from batch_llm._engine.slow_start import SlowStart, is_duration
 from batch_llm._engine.tasks import FATAL, Tasks
 from batch_llm._engine.waits import Reason, Waits
 from batch_llm.base import QuotaStatistics
-from batch_llm.llm_strategies._usage import read_usage
+from batch_llm.core.clock import clock_of, loop_time
+from batch_llm.llm_strategies._usage import is_plain, read_usage
 from batch_llm.observers.events import ProcessingEvent
 from batch_llm.strategies._http import allowances_of
 from batch_llm.strategies.adaptive import AdaptiveLimit, Admission
@@ -62,6 +63,7 @@ class Gate:
         self._tasks = tasks
         self._hook_seconds = hook_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._now: Callable[[], float] = loop_time
         self.resumed = asyncio.Event()
         self.resumed.set()
         self.epoch = 0
@@ -100,6 +102,7 @@ class Gate:
             self.resumed.set()
             for meter in self._meters:
                 meter.reset()
+        self._now = clock_of(loop)
         self._begin(loop.time())
         self._set_wide_open()
 
@@ -172,10 +175,12 @@ class Gate:
             What ``ended``, ``settle`` and ``refused`` want to know.
         """
         loop = asyncio.get_running_loop()
-        if not self._waiting and self.resumed.is_set() and self._ready_at(tokens) <= loop.time():
-            admission = self._let_out(loop.time(), tokens)
-            self._set_wide_open()
-            return admission
+        if not self._waiting and self.resumed.is_set():
+            now = self._now()
+            if self._ready_at(tokens, now) <= now:
+                admission = self._let_out(now, tokens)
+                self._set_wide_open()
+                return admission
         turn = _Turn(loop.create_future(), tokens)
         self._waiting.append(turn)
         self._advance()
@@ -200,7 +205,7 @@ class Gate:
     def _take_back(self, admission: Admission | None) -> None:
         """A call that was let out is not made after all."""
         if self._tokens_meter is not None and admission is not None:
-            self._tokens_meter.take(asyncio.get_running_loop().time(), -admission.tokens)
+            self._tokens_meter.take(self._now(), -admission.tokens)
         if self._limit is not None:
             self._limit.end()
         if self._limit is not None or self._tokens_meter is not None:
@@ -218,8 +223,9 @@ class Gate:
         if self._limit is not None:
             self._limit.end()
             if answered:
-                self._limit.answered(admission, asyncio.get_running_loop().time())
-            self._advance()
+                self._limit.answered(admission, self._now())
+            if self._waiting:
+                self._advance()
         self._set_wide_open()
 
     def settle(self, admission: Admission, item: Item, usage: object) -> None:
@@ -233,15 +239,15 @@ class Gate:
         """
         if not admission.tokens or self._estimates is None:
             return
-        counts = cast("Mapping[str, int]", read_usage(usage))
+        counts = cast("Mapping[str, int]", usage if is_plain(usage) else read_usage(usage))
         used = counts.get("total_tokens", 0)
         if used:
             self._estimates.learn(item, counts)
         meter = self._tokens_meter
         if meter is not None:
-            difference = min(used, meter.per_minute) - admission.tokens
-            meter.take(asyncio.get_running_loop().time(), difference)
-            self._advance()
+            meter.take(self._now(), min(used, meter.per_minute) - admission.tokens)
+            if self._waiting:
+                self._advance()
 
     def told(
         self,
@@ -264,7 +270,7 @@ class Gate:
         if not self._limit.is_engaged:
             self._limit.engage(answered=self.answers, in_flight=in_flight)
             self.wide_open = False
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         self._limit.told(found, admission, now, is_refusal=is_refusal)
 
     def refused(
@@ -288,7 +294,7 @@ class Gate:
             self._limit.engage(answered=self.answers, in_flight=in_flight)
         self.wide_open = False
         hint = float(hint_seconds) if is_duration(hint_seconds) else None
-        self._limit.refused(admission, asyncio.get_running_loop().time(), hint)
+        self._limit.refused(admission, self._now(), hint)
         self._advance()
 
     async def cool_down(self, epoch: int, *, worker_id: int, hint_seconds: float | None) -> None:
@@ -319,7 +325,7 @@ class Gate:
                 },
             )
             if seconds > 0:
-                self._set_timer(asyncio.get_running_loop().time() + seconds, self._resume, seconds)
+                self._set_timer(self._now() + seconds, self._resume, seconds)
             else:
                 self._resume(seconds, error)
         if error is None:
@@ -355,7 +361,7 @@ class Gate:
         self._events.emit(ProcessingEvent.COOLDOWN_ENDED, data)
         self._slow_start.is_on = False
         if error is None:
-            self._slow_start.begin(asyncio.get_running_loop().time())
+            self._slow_start.begin(self._now())
         self._advance()
 
     def close(self) -> None:
@@ -373,25 +379,25 @@ class Gate:
 
     def _advance(self) -> None:
         """Let out whoever may go now, and wake up when the next one may."""
-        loop = asyncio.get_running_loop()
         while self._waiting and self.resumed.is_set():
             first = self._waiting[0]
             if first.future.done():
                 self._waiting.popleft()
                 continue
+            now = self._now()
             try:
-                ready_at = self._ready_at(first.tokens)
+                ready_at = self._ready_at(first.tokens, now)
             except FATAL as error:
                 # The loop's own callbacks are no place to end the program from.
                 self._waiting.popleft().future.set_exception(error)
                 continue
-            if ready_at > loop.time():
+            if ready_at > now:
                 if ready_at < math.inf:
                     self._set_timer(ready_at, self._advance)
                 self._note_wait()
                 return
             self._waiting.popleft()
-            first.future.set_result(self._let_out(loop.time(), first.tokens))
+            first.future.set_result(self._let_out(now, first.tokens))
         self._note_wait()
         if self.resumed.is_set():
             self._clear_timer()
@@ -401,19 +407,20 @@ class Gate:
         reason: Reason | None = None
         if self._waiting:
             reason = self._reason if self.resumed.is_set() else "cooldown"
-        self._waits.note(reason, asyncio.get_running_loop().time())
+        self._waits.note(reason, self._now())
 
     def _set_wide_open(self) -> None:
-        is_idle = self._limit is None or self._limit.is_idle
         self.wide_open = (
-            is_idle
-            and not self._meters
+            (self._limit is None or self._limit.is_idle)
+            and self._requests_meter is None
+            and self._tokens_meter is None
             and not (self._slow_start.is_on or self.consecutive or self.closed)
             and self.resumed.is_set()
         )
 
     def _let_out(self, now: float, tokens: float) -> Admission | None:
-        self._slow_start.let_out(now)
+        if self._slow_start.is_on:
+            self._slow_start.let_out(now)
         if self._requests_meter is not None:
             self._requests_meter.take(now)
         if self._tokens_meter is not None:
@@ -421,10 +428,11 @@ class Gate:
         if self._limit is None:
             return Admission(0, now, 0, tokens) if tokens else None
         admission = self._limit.start(now, tokens)
-        self._tell_pause(self._limit)
+        if self._limit.is_blocked or self._paused_at is not None:
+            self._tell_pause(self._limit)
         return admission
 
-    def _ready_at(self, tokens: float) -> float:
+    def _ready_at(self, tokens: float, now: float) -> float:
         """When a call may go out, and what it waits for until then."""
         ready_at, self._reason = -math.inf, "quota"
         if self._requests_meter is not None:
@@ -432,10 +440,11 @@ class Gate:
         if self._tokens_meter is not None:
             ready_at = max(ready_at, self._tokens_meter.ready_at(tokens))
         if self._limit is not None:
-            learned_at = self._limit.ready_at(asyncio.get_running_loop().time(), tokens)
+            learned_at = self._limit.ready_at(now, tokens)
             if learned_at > ready_at:
                 ready_at, self._reason = learned_at, _reason_of(self._limit, learned_at)
-            self._tell_pause(self._limit)
+            if self._limit.is_blocked or self._paused_at is not None:
+                self._tell_pause(self._limit)
         if self._slow_start.is_on:
             self._reason = "cooldown"
             ready_at = max(ready_at, self._slow_start.ready_at(self.strategy))
@@ -444,7 +453,7 @@ class Gate:
     def _tell_pause(self, limit: AdaptiveLimit) -> None:
         """Where nothing is let in, the time until the next try is a cooldown for who watches."""
         until = limit.paused_until
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         if until is not None and self._paused_at is None:
             self._paused_at = now
             self.consecutive += 1

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 _MARGIN_BEFORE = re.compile(r"[\s\ufeff]*+(?:```[^\S\n]*+\w*+[^\S\n]*+\n\s*+)?")
 _MARGIN_BEHIND = re.compile(r"\s*+(?:```\s*+)?\Z")
 _SPACE = re.compile(r"\s*+")
-# What prose does not hold by chance: "[1]" may be a reference, "{name}" a placeholder.
-_START = re.compile(r'\{\s*+(?:["}]|\Z)|\[\s*+(?:["{\[]|\Z)')
+# What prose does not hold by chance: "[1]" may be a reference, "{}" a placeholder.
+_START = re.compile(r'\{\s*+(?:"|\Z)|\[\s*+(?:["{\[]|\Z)')
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
 _PLAIN_STRING = r'"[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+"'
 _STRINGS = re.compile(_STRING, re.DOTALL)
@@ -159,9 +159,10 @@ def _goes_on(behind: str) -> bool:
 
 def _is_whole(text: str) -> bool:
     """Whether nothing is open at either end: no bracket outside of quotes, and no quote."""
-    # The quote closes one that is open, and leaves the bracket over.
-    outside = _STRINGS.sub("", f'{text}\n"[')
-    return all(outside.count(left) == outside.count(right) for left, right in ("{}", "[]"))
+    # The quote opens a string that swallows the mark, or closes one that was open.
+    outside = _STRINGS.sub("", f'{text}\n"\0')
+    is_balanced = all(outside.count(left) == outside.count(right) for left, right in ("{}", "[]"))
+    return is_balanced and not outside.endswith("\0")
 
 
 def _with_escapes(text: str) -> str:

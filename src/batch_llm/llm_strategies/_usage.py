@@ -41,6 +41,13 @@ def count(value: object) -> int:
     return int(value) if 0 <= value < _TOO_MANY else 0
 
 
+def is_plain(usage: object) -> bool:
+    """Whether it is a dict of whole numbers already, the total among them."""
+    return type(usage) is dict and all(
+        type(usage.get(key)) is int for key in ("input_tokens", "output_tokens", "total_tokens")
+    )
+
+
 def read_usage(source: Any) -> TokenUsage:
     """Token counts of a usage object or mapping, or of a callable that gives one.
 

@@ -13,6 +13,8 @@ _UNKNOWN_OUTPUT_TOKENS = 338.0
 _QUANTILE = 0.95
 _LAST_ANSWERS = 100
 _MOST_STRATEGIES = 100
+# What the others go by until they have answered needs no more of each.
+_CALLS_FOR_ALL = 20
 
 
 class LearnedTokenEstimator:
@@ -58,15 +60,16 @@ class LearnedTokenEstimator:
             self._by_strategy[id(strategy)] = strategy, own
         read, written = usage.get("input_tokens"), usage.get("output_tokens")
         total = usage.get("total_tokens", (read or 0) + (written or 0))
-        for experience in (own, self._all):
-            experience.add(len(prompt), read, total)
+        own.add(len(prompt), read, total)
+        if own.calls <= _CALLS_FOR_ALL:
+            self._all.add(len(prompt), read, total)
 
 
 class _Experience:
     """The calls of one strategy, or of all."""
 
     def __init__(self) -> None:
-        self._calls = 0
+        self.calls = 0
         self._mean_length = self._mean_input = 0.0
         self._length_squares = self._length_by_input = 0.0
         self._outputs: deque[float] = deque()
@@ -85,10 +88,10 @@ class _Experience:
 
     def _add_input(self, length: int, read: int) -> None:
         """Welford, "Note on a Method for Calculating Corrected Sums of Squares" (1962)."""
-        self._calls += 1
+        self.calls += 1
         deviation = length - self._mean_length
-        self._mean_length += deviation / self._calls
-        self._mean_input += (read - self._mean_input) / self._calls
+        self._mean_length += deviation / self.calls
+        self._mean_input += (read - self._mean_input) / self.calls
         self._length_squares += deviation * (length - self._mean_length)
         self._length_by_input += deviation * (read - self._mean_input)
 

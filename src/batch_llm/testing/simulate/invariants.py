@@ -207,7 +207,7 @@ def _tokens_keep_their_pace(played: Simulation) -> Iterator[str]:
     per_minute = config.max_tokens_per_minute
     if per_minute is None or config.dry_run:
         return
-    used = [total_usage([call])["total_tokens"] for call in played.calls]
+    used = [total_usage([call]).get("total_tokens", 0) for call in played.calls]
     largest = max(_FIRST_ESTIMATE_TOKENS, *used, 0)
     per_second = per_minute / 60
     slack = max(1.0, per_second) + (2 * config.max_workers + 1) * largest
