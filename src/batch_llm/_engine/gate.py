@@ -71,6 +71,7 @@ class Gate:
         self._waiting: deque[_Turn] = deque()
         self._requests_meter: Meter | None = None
         self._tokens_meter: Meter | None = None
+        self._counts = False
         self._estimates: Estimates | None = None
         self._limit: AdaptiveLimit | None = None
         self._paused_at: float | None = None
@@ -113,6 +114,7 @@ class Gate:
         now = 0.0 if self._loop is None else self._loop.time()
         self._requests_meter = _resized(self._requests_meter, requests_per_minute, now, spare=1.0)
         self._tokens_meter = _resized(self._tokens_meter, tokens_per_minute, now)
+        self._counts = bool(self._meters)
         if self._waiting:
             self._advance()
         self._set_wide_open()
@@ -174,13 +176,14 @@ class Gate:
         Returns:
             What ``ended``, ``settle`` and ``refused`` want to know.
         """
-        loop = asyncio.get_running_loop()
         if not self._waiting and self.resumed.is_set():
             now = self._now()
             if self._ready_at(tokens, now) <= now:
                 admission = self._let_out(now, tokens)
-                self._set_wide_open()
+                if not self._counts:
+                    self._set_wide_open()
                 return admission
+        loop = asyncio.get_running_loop()
         turn = _Turn(loop.create_future(), tokens)
         self._waiting.append(turn)
         self._advance()
@@ -226,7 +229,8 @@ class Gate:
                 self._limit.answered(admission, self._now())
             if self._waiting:
                 self._advance()
-        self._set_wide_open()
+        if not self._counts:
+            self._set_wide_open()
 
     def settle(self, admission: Admission, item: Item, usage: object) -> None:
         """Give back what a call has used less than was expected of it, or owe what was more.
@@ -412,8 +416,7 @@ class Gate:
     def _set_wide_open(self) -> None:
         self.wide_open = (
             (self._limit is None or self._limit.is_idle)
-            and self._requests_meter is None
-            and self._tokens_meter is None
+            and not self._counts
             and not (self._slow_start.is_on or self.consecutive or self.closed)
             and self.resumed.is_set()
         )

@@ -62,7 +62,6 @@ class Gates:
         self._limits_of: dict[str, tuple[Limit, Limit]] = {}
         self._estimates: Estimates | None = None
         self._max_workers: int | None = None
-        self._closed = False
         self._gates: dict[str, Gate] = {}
         self._used: dict[str, Gate] = {}
         self._latest: dict[str, QuotaStatistics] = {}
@@ -94,7 +93,7 @@ class Gates:
         """
         self._strategy, self._max_workers = strategy, max_workers
         self._estimates = Estimates(LearnedTokenEstimator() if estimator is None else estimator)
-        self._used, self._closed = {}, False
+        self._used = {}
         for gate in self.all:
             self._start(gate)
 
@@ -130,8 +129,6 @@ class Gates:
             gate = self._new()
             self._start(gate)
         gate.set_limits(*self._limits_of.get(quota, self._limits))
-        if self._closed:
-            gate.close()
         return gate
 
     def set_limits(self, requests: NewLimit, tokens: NewLimit, quota: str | None) -> None:
@@ -164,7 +161,6 @@ class Gates:
 
     def close(self) -> None:
         """Let out no more calls in this run."""
-        self._closed = True
         for gate in self.all:
             gate.close()
 

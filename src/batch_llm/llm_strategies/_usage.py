@@ -41,11 +41,17 @@ def count(value: object) -> int:
     return int(value) if 0 <= value < _TOO_MANY else 0
 
 
-def is_plain(usage: object) -> bool:
+def is_plain(usage: Any) -> bool:
     """Whether it is a dict of whole numbers already, the total among them."""
-    return type(usage) is dict and all(
-        type(usage.get(key)) is int for key in ("input_tokens", "output_tokens", "total_tokens")
-    )
+    try:
+        return (
+            type(usage) is dict
+            and type(usage["input_tokens"]) is int
+            and type(usage["output_tokens"]) is int
+            and type(usage["total_tokens"]) is int
+        )
+    except KeyError:
+        return False
 
 
 def read_usage(source: Any) -> TokenUsage:

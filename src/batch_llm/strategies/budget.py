@@ -14,7 +14,7 @@ _RESERVE_CALLS = 2.0
 _HASTE = 4.0
 _NETWORK_SECONDS = 0.05
 _PLENTY_RESERVES = 4.0
-_LONGEST_SECONDS = 600.0
+_LONGEST_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Budget:
       reserve of two calls or 0.3 seconds' worth, whichever is more: a bucket is spent down
       to that, and then its flow is followed.
 
-    From its reset on, an observation binds nothing; neither does one longer than 10 minutes.
+    From its reset on an observation binds nothing, and none binds for more than a minute: then
+    a single refusal is cheaper than to believe a header that meant something else.
     """
 
     def __init__(self) -> None:
