@@ -44,6 +44,7 @@ class AnthropicStrategy(LLMCallStrategy[str]):
         self.client = client
         self.model = model
         self.instructions = instructions
+        self.quota = f"anthropic/{model}"
 
     async def execute(self, prompt: str, attempt: int, timeout: float) -> tuple[str, TokenUsage]:
         message = await self.client.messages.create(

@@ -1,4 +1,6 @@
-"""OpenAI by its own SDK: structured output, cached tokens, and an empty account told apart.
+"""OpenAI by its own SDK: structured output, cached tokens, limits as its headers tell them.
+
+An empty account is told apart from a limit.
 
 Run it: pip install "batch-llm[openai]" && python examples/openai_strategy.py
 With OPENAI_API_KEY set it asks OpenAI, else a local server that plays it.
@@ -52,9 +54,10 @@ class OpenAIStrategy(LLMCallStrategy[Review]):
     def __init__(self, client: AsyncOpenAI, model: str) -> None:
         self.client = client
         self.model = model
+        self.quota = f"openai/{model}"
 
-    async def execute(self, prompt: str, attempt: int, timeout: float) -> tuple[Review, TokenUsage]:
-        completion = await self.client.chat.completions.create(
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+        response = await self.client.chat.completions.with_raw_response.create(
             model=self.model,
             messages=[
                 {"role": "system", "content": INSTRUCTIONS},
@@ -69,6 +72,7 @@ class OpenAIStrategy(LLMCallStrategy[Review]):
                 },
             },
         )
+        completion = response.parse()
         usage = tokens_of(completion.usage)
         choice = completion.choices[0]
         if choice.finish_reason == "length":
@@ -76,11 +80,13 @@ class OpenAIStrategy(LLMCallStrategy[Review]):
         if choice.finish_reason == "content_filter" or choice.message.refusal:
             raise ResponseBlockedError(choice.message.refusal or "filtered", usage=usage)
         try:
-            return Review.model_validate_json(choice.message.content or ""), usage
+            review = Review.model_validate_json(choice.message.content or "")
         except ValidationError as error:
             # A failed attempt is billed too: from here the processor reads its tokens.
             error.usage = usage  # type: ignore[attr-defined]
             raise
+        # From the headers the run reads how many requests and tokens are left.
+        return review, usage, {"headers": response.headers}
 
 
 def tokens_of(usage: CompletionUsage | None) -> TokenUsage:
@@ -179,7 +185,7 @@ class PlayedOpenAI:
                 "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
                 "usage": usage,
             },
-            {},
+            {"x-ratelimit-remaining-requests": "495", "x-ratelimit-reset-requests": "600ms"},
         )
 
 

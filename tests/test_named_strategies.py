@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from batch_llm import LLMWorkItem, ParallelBatchProcessor, ProcessorConfig, StrategyContractError
+from batch_llm import (
+    BaseMiddleware,
+    LLMWorkItem,
+    ParallelBatchProcessor,
+    ProcessorConfig,
+    StrategyContractError,
+)
 from tests.engine.support import Provider
 
 Processor = ParallelBatchProcessor[str, Any, Any]
@@ -62,6 +68,36 @@ async def test_an_unknown_name_is_refused_and_the_known_are_listed() -> None:
         with pytest.raises(StrategyContractError, match=r"\(registered: 'enrichment', 'summary'\)"):
             await processor.add_work(LLMWorkItem("1", strategy="enrich"))
         assert (await processor.get_stats())["total"] == 0
+
+
+class Renaming(BaseMiddleware[Any, Any, Any]):
+    """Sends each item to another strategy, by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def before_process(
+        self, work_item: LLMWorkItem[Any, Any, Any]
+    ) -> LLMWorkItem[Any, Any, Any]:
+        return LLMWorkItem(work_item.item_id, self.name, work_item.prompt)
+
+
+async def test_middleware_may_name_one_too() -> None:
+    first, second = Provider(), Provider()
+    async with Processor(middlewares=[Renaming("second")]) as processor:
+        await processor.register_strategy("second", second)
+        await processor.add_work(LLMWorkItem("1", first))
+        assert (await processor.process_all()).succeeded == 1
+    assert (len(first.calls), len(second.calls)) == (0, 1)
+
+
+async def test_an_unknown_name_of_middleware_fails_the_item_alone() -> None:
+    provider = Provider()
+    async with Processor(middlewares=[Renaming("third")]) as processor:
+        await processor.add_work(LLMWorkItem("1", provider))
+        [result] = (await processor.process_all()).results
+    assert str(result.error).startswith("StrategyContractError: item '1': no strategy is")
+    assert provider.calls == []
 
 
 async def test_a_name_is_given_once() -> None:

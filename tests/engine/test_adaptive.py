@@ -463,3 +463,30 @@ async def test_beside_a_learned_limit_other_failures_are_repeated_as_ever() -> N
     result = await run(*items(provider), config=workers(1, retry=RetryConfig(jitter=False)))
     assert result.succeeded == 1
     assert provider.instants == [0.0, 1.0, 3.0]
+
+
+async def test_a_prepare_that_was_a_try_once_is_none_when_it_is_repeated() -> None:
+    quota = Quota(10.0)
+    quota.outage = (0.0, 100.0)
+
+    class Late(Provider):
+        async def prepare(self) -> None:
+            await super().prepare()
+            if now() < 100.0:
+                # Longer than the next try is ever put off.
+                raise Refused(1_000.0)
+
+    early, late = Provider(quota), Late(seconds=10.0)
+    async with Processor(config=workers(5)) as processor:
+        running = await start(processor, *items(early))
+        await asyncio.sleep(20.0)
+        for item in items(late):
+            await processor.add_work(item)
+        await asyncio.sleep(80.0)
+        [tried] = late.prepared
+        await asyncio.sleep(tried + 1_005.0 - now())
+        assert early.instants[-1] < late.prepared[-1] == tried + 1_000.0
+        limit = processor._gate._limit
+        assert limit is not None
+        assert limit._in_flight == 1
+        assert (await running).succeeded == 2

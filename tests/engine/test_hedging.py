@@ -1,7 +1,9 @@
 """Duplicates of stragglers: who gets one, which answer counts, and what it costs."""
 
 import asyncio
+import contextlib
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from batch_llm import (
     ProcessorConfig,
     RateLimitConfig,
     RetryConfig,
+    StrategyContractError,
     TokenUsage,
 )
+from batch_llm.llm_strategies._usage import ReportedUsage
 
 Result = BatchResult[Any, Any]
 Step = float | tuple[float, BaseException]
@@ -133,6 +137,82 @@ async def test_both_costs_are_counted_where_both_answer() -> None:
     assert result.total_output_tokens == 41 * 5
 
 
+class Scripted(Provider):
+    """Item 35's calls are what the test says, one after the other."""
+
+    def __init__(self, *calls: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__()
+        self.scripted = deque(calls)
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> tuple[Any, TokenUsage]:
+        if prompt == "35" and self.scripted:
+            return await self.scripted.popleft()()  # type: ignore[no-any-return]
+        return await super().execute(prompt, attempt, timeout)
+
+
+def after(seconds: float, outcome: object, *, when_given_up: object = None) -> Any:
+    async def call() -> object:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            if when_given_up is None:
+                raise
+            return when_given_up
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    return call
+
+
+async def test_the_answer_counts_though_the_other_call_will_not_end() -> None:
+    async def stuck() -> Any:
+        for _ in range(30):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+
+    result = await run(Scripted(stuck, after(1.0, ("answer", USAGE))))
+    assert output_of(result, "35") == "answer"
+    assert result.results[-1].attempts == 1
+    assert result.total_input_tokens == 41 * 10
+    await asyncio.sleep(30)
+
+
+@pytest.mark.parametrize("returned", [(), ("text",), "text"])
+async def test_what_the_other_call_returns_harms_no_answer(returned: Any) -> None:
+    late = after(50.0, None, when_given_up=returned)
+    result = await run(Scripted(late, after(1.0, ("answer", USAGE))))
+    assert output_of(result, "35") == "answer"
+
+
+async def test_a_wrong_answer_is_named_though_the_other_call_is_given_up() -> None:
+    result = await run(Scripted(after(50.0, None), after(1.0, ("text",))))
+    [failed] = [entry for entry in result.results if not entry.success]
+    assert isinstance(failed.exception, StrategyContractError)
+
+
+async def test_metadata_is_that_of_the_answer() -> None:
+    first, second = (ReportedUsage(USAGE, {"call": n}) for n in (1, 2))
+    late = after(50.0, None, when_given_up=("late", first))
+    result = await run(Scripted(late, after(1.0, ("answer", second))))
+    [entry] = [entry for entry in result.results if entry.item_id == "35"]
+    assert (entry.output, entry.metadata) == ("answer", {"call": 2})
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        (after(50.0, ("text", {})), after(1.0, KeyboardInterrupt())),
+        (after(1.5, KeyboardInterrupt()), after(50.0, ("text", {}))),
+    ],
+    ids=["duplicate", "first"],
+)
+async def test_who_ends_the_program_is_obeyed(calls: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        await run(Scripted(*calls))
+    assert now() <= 6.0
+
+
 async def test_nothing_is_late_before_there_are_answers_to_compare() -> None:
     provider = Provider(**{"12": [50.0]})
     await run(provider, items=15, workers=5)
@@ -219,6 +299,24 @@ async def test_a_duplicate_that_is_refused_teaches_the_limit_and_costs_no_attemp
     assert output_of(result, "39") == "39 1"
     assert result.results[-1].attempts == 1
     assert result.stats["rate_limit_count"] == 1
+
+
+async def test_no_duplicate_goes_out_once_the_run_is_wound_down() -> None:
+    provider = Provider(**{"35": [50.0]})
+    config = ProcessorConfig(
+        max_workers=10, hedge_after=0.9, timeout_per_item=100.0, max_requests_per_minute=30
+    )
+    async with ParallelBatchProcessor[str, Any, Any](config=config) as processor:
+        for n in range(37):
+            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
+        running = asyncio.create_task(processor.process_all())
+        # The duplicate of the call that went out at 70 s stands in line.
+        await asyncio.sleep(73.5)
+        assert processor._pool is not None
+        processor._pool.wind_down("enough")
+        result = await running
+    assert len(provider.calls_of("35")) == 1
+    assert result.interrupted
 
 
 async def test_the_stats_count_duplicates() -> None:

@@ -10,6 +10,7 @@ import pytest
 from batch_llm import BaseMiddleware, WorkItemResult
 from batch_llm._engine import interrupts
 from batch_llm._engine.pool import WIND_DOWN_SECONDS
+from batch_llm.testing.loop import VirtualTimeLoop
 from batch_llm.testing.loop import run as virtual_run
 from tests.engine.moments import other_tasks
 from tests.engine.support import (
@@ -395,3 +396,18 @@ async def test_after_a_run_that_was_wound_down_the_next_repeats_what_fails() -> 
     async with Processor(config=settings()) as processor:
         await interrupted_after(5.0, processor, *items(Provider(seconds=10.0), 2))
         assert (await run_with(processor, *items(Provider(answer)))).succeeded == 1
+
+
+def test_on_a_loop_that_the_program_runs_by_itself_there_is_ctrl_c_too() -> None:
+    async def main() -> Any:
+        async with Processor(config=settings()) as processor:
+            return await interrupted_after(5.0, processor, *items(Provider(seconds=10.0), 2))
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    loop = VirtualTimeLoop()
+    try:
+        assert loop.run_until_complete(main()).not_run == ["1"]
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+        signal.signal(signal.SIGINT, before)

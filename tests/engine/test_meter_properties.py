@@ -175,3 +175,68 @@ def test_a_larger_burst_is_not_a_present() -> None:
     meter.resize(1200.0, 7.0)
     assert meter.ready_at(10.0) == pytest.approx(7.0)
     assert meter.ready_at(11.0) == pytest.approx(7.05)
+
+
+ASKS = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.0, 0.3, 1.0, 5.0]) | st.floats(0, 20),
+        st.sampled_from([0.0, 0.1, 1.0, 3.0]) | st.floats(0, 10),
+        st.floats(-1, 2),
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(RATES, ASKS)
+def test_asks_of_any_size_stay_within_the_rate(
+    per_minute: float, asks: list[tuple[float, float, float]]
+) -> None:
+    """Gap in seconds, size in bursts, and what it cost more or less, as a share of it.
+
+    Settled at once, so in any window there is its share, the burst, and no more than the last
+    ask over it: what that cost, less the burst that had to be whole for it.
+    """
+    meter, rate, burst = Meter(per_minute), per_minute / 60, max(1.0, per_minute / 60)
+    now, total, least = 0.0, 0.0, 0.0
+    for gap, size, error in asks:
+        asked = size * burst
+        now = max(now + gap, meter.ready_at(asked))
+        meter.take(now, asked)
+        meter.take(now, error * asked)
+        least = min(least, total - rate * now)
+        cost = asked * (1 + error)
+        over = max(0.0, cost - min(asked, burst))
+        assert total + cost - rate * now - least <= (burst + over) * (1 + 1e-9) + 1e-6
+        total += cost
+
+
+@given(RATES, ASKS)
+def test_the_first_in_line_waits_no_longer_than_for_a_whole_burst(
+    per_minute: float, asks: list[tuple[float, float, float]]
+) -> None:
+    meter, burst = Meter(per_minute), max(1.0, per_minute / 60)
+    now, owed = 0.0, 0.0
+    for gap, size, _ in asks:
+        asked = size * burst
+        ready_at = meter.ready_at(asked)
+        owed = max(0.0, owed - gap * per_minute / 60)
+        now += gap
+        assert ready_at <= now + owed * 60 / per_minute * (1 + 1e-9) + 1e-6
+        waited = max(0.0, ready_at - now)
+        now += waited
+        owed = max(0.0, owed - waited * per_minute / 60) + asked
+        meter.take(now, asked)
+
+
+@given(RATES, RATES, st.floats(0, 5), st.floats(0, 120))
+def test_a_new_rate_takes_over_what_is_left_and_what_is_owed(
+    before: float, after: float, bursts: float, later: float
+) -> None:
+    meter = Meter(before)
+    old, new = max(1.0, before / 60), max(1.0, after / 60)
+    meter.take(0.0, bursts * old)
+    meter.resize(after, later)
+    left = min(old, old - bursts * old + later * before / 60)
+    expected = later + max(0.0, new - min(left, new)) * 60 / after
+    assert meter.ready_at(new) == pytest.approx(expected, rel=1e-6, abs=1e-6)

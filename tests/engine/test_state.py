@@ -1,6 +1,7 @@
 """What an item remembers from its first attempt to its end."""
 
 import asyncio
+import functools
 import pickle
 from typing import Any
 
@@ -187,6 +188,72 @@ async def test_an_instance_with_an_execute_of_its_own_is_asked_itself() -> None:
     strategy.execute = execute
     results = await process(LLMWorkItem("1", strategy), LLMWorkItem("2", Provider()))
     assert [result.output for result in results] == [RetryState, "ok"]
+
+
+def passing_on(method: Any) -> Any:
+    @functools.wraps(method)
+    async def wrapper(*args: Any, **more: Any) -> Any:
+        return await method(*args, **more)
+
+    return wrapper
+
+
+def keeping(method: Any) -> Any:
+    @functools.wraps(method)
+    async def wrapper(self: Any, prompt: str, attempt: int, timeout: float) -> Any:
+        return await method(self, prompt, attempt, timeout)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(("decorate", "kind"), [(passing_on, RetryState), (keeping, type(None))])
+async def test_a_decorator_may_pass_it_on(decorate: Any, kind: type) -> None:
+    class Decorated(LLMCallStrategy[Any]):
+        @decorate
+        async def execute(
+            self, prompt: str, attempt: int, timeout: float, state: RetryState | None = None
+        ) -> Any:
+            return type(state), {}
+
+    [result] = await process(LLMWorkItem("1", Decorated()))
+    assert result.output is kind
+
+
+async def test_it_is_never_given_to_a_parameter_without_a_name_for_callers() -> None:
+    class Positional(LLMCallStrategy[Any]):
+        async def execute(
+            self, prompt: str, attempt: int, timeout: float, state: Any = None, /
+        ) -> Any:
+            return state, {}
+
+    [result] = await process(LLMWorkItem("1", Positional()))
+    assert (result.success, result.output) == (True, None)
+
+
+async def test_a_proxy_asks_as_what_it_stands_for() -> None:
+    class Proxy:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+    proxy: Any = Proxy(Remembering(1))
+    [result] = await process(LLMWorkItem("1", proxy, "p"))
+    assert result.output == {"attempts": [1, 2], "errors": ["p"]}
+
+
+async def test_a_hook_that_cannot_be_looked_up_costs_its_own_effect_only() -> None:
+    class Proxy:
+        async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+            raise ValueError(prompt)
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name) if name == "on_error" else AttributeError(name)
+
+    proxy: Any = Proxy()
+    [result] = await process(LLMWorkItem("1", proxy, "p"))
+    assert result.error == "ValueError: p"
 
 
 async def test_a_type_error_inside_is_no_reason_to_try_without() -> None:

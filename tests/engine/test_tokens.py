@@ -161,8 +161,9 @@ async def test_lengths_are_learned_from_the_run_itself() -> None:
     assert strategy.instants == pytest.approx([0.0, *(number + 0.66 for number in range(1, 20))])
 
 
-async def test_no_call_counts_for_more_than_a_minute() -> None:
-    strategy = Billing(10**9)
+@pytest.mark.parametrize("used", [10**9, None])
+async def test_no_call_counts_for_more_than_a_minute(used: int | None) -> None:
+    strategy = Billing(used)
     config = settings(1, max_tokens_per_minute=60, token_estimator=of_calls(1e12))
     await run(*items(strategy, 3), config=config)
     assert strategy.instants == pytest.approx([0.0, 60.0, 120.0])

@@ -58,6 +58,7 @@ async def test_the_parser_gets_the_raw_response() -> None:
     assert isinstance(response, types.GenerateContentResponse)
     assert response.text == "HELLO"
     assert server.requests[0].model == MODEL
+    assert strategy.quota == f"gemini/{MODEL}"
 
 
 @pytest.mark.parametrize(

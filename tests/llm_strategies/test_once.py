@@ -197,6 +197,70 @@ async def test_a_copy_begins_anew(kind: type[Decorated]) -> None:
         assert twin.prepared == 2
 
 
+@BOTH
+async def test_an_override_may_call_what_it_overrides(kind: type[Decorated]) -> None:
+    class More(kind):  # type: ignore[misc,valid-type]
+        @prepare_once
+        async def prepare(self) -> None:
+            await super().prepare()
+
+    strategy = More()
+    async with asyncio.timeout(10):
+        await asyncio.gather(strategy.prepare(), strategy.prepare())
+    assert strategy.prepared == 1
+
+
+async def test_what_is_forgotten_while_it_is_prepared_is_prepared_again() -> None:
+    strategy = Decorated()
+    preparing = asyncio.create_task(strategy.prepare())
+    await asyncio.sleep(0.5)
+    forget_prepared(strategy)
+    await strategy.prepare()
+    await preparing
+    assert strategy.begun == strategy.prepared == 2
+
+
+def test_the_mixin_stands_before_the_strategy() -> None:
+    with pytest.raises(TypeError, match="put PrepareOnceMixin before LLMCallStrategy"):
+
+        class Late(LLMCallStrategy[str], PrepareOnceMixin):
+            async def execute(
+                self, prompt: str, attempt: int, timeout: float
+            ) -> tuple[str, TokenUsage]:
+                return prompt, {}
+
+
+async def test_a_cleanup_that_fails_still_lets_the_next_one_prepare() -> None:
+    class Failing(Decorated):
+        async def cleanup(self) -> None:
+            raise ConnectionError
+
+    class Strategy(PrepareOnceMixin, Failing):
+        async def _prepare_once(self) -> None:
+            await self.work()
+
+    strategy = Strategy()
+    await strategy.prepare()
+    with pytest.raises(ConnectionError):
+        await strategy.cleanup()
+    await strategy.prepare()
+    assert strategy.prepared == 2
+
+
+async def test_the_mixin_needs_no_parent() -> None:
+    class Alone(PrepareOnceMixin):
+        prepared = 0
+
+        async def _prepare_once(self) -> None:
+            self.prepared += 1
+
+    alone = Alone()
+    for _ in range(2):
+        await alone.prepare()
+        await alone.cleanup()
+    assert alone.prepared == 2
+
+
 async def test_only_async_methods_can_be_decorated() -> None:
     def prepare(self: object) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -83,3 +84,19 @@ async def test_an_agent_of_pydantic_ai_itself() -> None:
     output, usage = await PydanticAIStrategy(agent).execute("Hello", 1, 60.0)
     assert output == "Hi"
     assert usage["input_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "quota"),
+    [
+        ("openai:gpt-5", "openai/gpt-5"),
+        (SimpleNamespace(system="google-gla", model_name="gemini-x"), "google-gla/gemini-x"),
+        (SimpleNamespace(system=None, model_name="gemini-x"), None),
+        (MagicMock(), None),
+        (None, None),
+    ],
+)
+def test_the_quota_is_the_agents_provider_and_model(model: Any, quota: str | None) -> None:
+    agent: Any = SimpleNamespace(model=model, run=None)
+    assert PydanticAIStrategy[str](agent).quota == quota
+    assert PydanticAIStrategy[str](Agent(None)).quota is None

@@ -53,10 +53,10 @@ def test_what_costs_nothing_is_not_held_back() -> None:
     assert ready_at(budget, 1.0, 1.0, amount=0.0) == -math.inf
 
 
-def test_a_reset_of_days_binds_for_ten_minutes() -> None:
+def test_a_reset_of_days_binds_for_a_minute() -> None:
     budget = Budget()
     budget.tell(requests(0, 86_400.0), 0.0, 1.0)
-    assert ready_at(budget, 1.0, 1.0) == pytest.approx(600.05)
+    assert ready_at(budget, 1.0, 1.0) == pytest.approx(60.05)
 
 
 def test_the_response_of_an_older_call_is_no_news() -> None:

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
 from batch_llm._engine.journal import Journal
-from batch_llm._engine.tasks import Settled, Tasks, settle
-from batch_llm.base import LLMWorkItem, ProcessingStats
+from batch_llm._engine.tasks import FATAL, Settled, Tasks, settle
+from batch_llm.base import LLMWorkItem, ProcessingStats, TokenUsage
 from batch_llm.llm_strategies._usage import read_usage
 from batch_llm.strategies.adaptive import Admission
 from batch_llm.strategies.errors import ErrorInfo
@@ -105,7 +105,7 @@ class Hedges:
             await asyncio.wait(tasks, timeout=patience)
             if not tasks[0].done():
                 await self._hedge(journal, make, tasks)
-            first = next((task for task in tasks if _has_answer(task)), tasks[0])
+            first = next((task for task in tasks if _decides(task)), tasks[0])
             await asyncio.wait((first,))
         finally:
             await self._tasks.end([task for task in tasks if not task.done()])
@@ -131,12 +131,12 @@ class Hedges:
                 gate.acquire(gate.tokens_of(journal.item)), name=f"{tasks[0].get_name()}, again"
             )
             await asyncio.wait((tasks[0], turn), return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done() or turn.cancelled():
+            if tasks[0].done() or turn.cancelled() or gate.closed:
                 return
             self._stats.hedged_calls += 1
             tasks.append(self._tasks.spawn(settle(make), name=turn.get_name()))
             waiting: set[_Task] = set(tasks)
-            while waiting and not any(map(_has_answer, tasks)):
+            while waiting and not any(map(_decides, tasks)):
                 _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._places.give_back(place)
@@ -150,20 +150,26 @@ class Hedges:
         if not turn.done() or turn.cancelled() or turn.exception() is not None:
             turn.cancel()
             return
-        gate = journal.entry.gate
-        again = tasks[-1] if len(tasks) > 1 and tasks[-1].done() else None
-        gate.ended(turn.result(), answered=again is not None and _has_answer(again))
-        error = again.result().error if again is not None else None
-        if error is None:
-            return
+        gate, admission = journal.entry.gate, turn.result()
+        again = tasks[1].result() if len(tasks) > 1 and _is_settled(tasks[1]) else None
+        gate.ended(admission, answered=again is not None and again.error is None)
+        info = None if again is None or again.error is None else self._kind_of(journal, again.error)
+        is_refused = info is not None and info.is_rate_limit
+        if admission is not None and (len(tasks) == 1 or is_refused):
+            # Nothing was used.
+            gate.settle(admission, journal.item, {})
+        elif admission is not None and again is not None and again.error is None:
+            gate.settle(admission, journal.item, _usage_in(again.value))
+        if info is not None and is_refused and gate.adapts:
+            gate.refused(admission, hint_seconds=info.suggested_wait, in_flight=len(tasks))
+
+    def _kind_of(self, journal: Journal, error: BaseException) -> ErrorInfo:
+        """What kind of failure it is; a refusal is counted."""
         info = self._classify(error, journal.item)
-        if info.is_rate_limit and gate.adapts:
+        if info.is_rate_limit:
             self._stats.rate_limit_count += 1
-            gate.refused(
-                turn.result(),
-                hint_seconds=info.suggested_wait,
-                in_flight=len(tasks),
-            )
+            journal.entry.gate.refusals += 1
+        return info
 
     def _bill_the_other(self, journal: Journal, settled: Settled, others: list[_Task]) -> None:
         """Add what the call costs that does not count.
@@ -172,17 +178,35 @@ class Hedges:
         like that of its twin.
         """
         for other in others:
-            lost = other.result()
-            if isinstance(lost.value, tuple):
-                journal.bill(cast("tuple[Any, ...]", lost.value)[1], self._stats)
+            # One that ignores its cancellation is left behind without a result.
+            lost = other.result() if _is_settled(other) else Settled(error=_GIVEN_UP)
+            if lost.error is None:
+                journal.bill(_usage_in(lost.value), self._stats)
             elif not isinstance(lost.error, asyncio.CancelledError):
-                journal.bill_failure(cast("BaseException", lost.error), self._stats)
-            elif isinstance(settled.value, tuple):
-                used = read_usage(cast("tuple[Any, ...]", settled.value)[1])
+                journal.bill_failure(lost.error, self._stats)
+            elif used := _usage_in(settled.value):
                 read = {key: used.get(key, 0) for key in ("input_tokens", "cached_input_tokens")}
                 total = read["input_tokens"]
                 journal.bill(read | {"output_tokens": 0, "total_tokens": total}, self._stats)
 
 
+_GIVEN_UP = asyncio.CancelledError()
+
+
+def _usage_in(returned: Any) -> TokenUsage:
+    """The tokens of an answer, without what else it reports; none where it is no answer."""
+    is_answer = isinstance(returned, tuple) and len(cast("tuple[Any, ...]", returned)) > 1
+    return read_usage(returned[1]) if is_answer else TokenUsage()
+
+
+def _is_settled(task: _Task) -> bool:
+    return task.done() and not task.cancelled()
+
+
 def _has_answer(task: _Task) -> bool:
-    return task.done() and not task.cancelled() and task.result().error is None
+    return _is_settled(task) and task.result().error is None
+
+
+def _decides(task: _Task) -> bool:
+    """Whether there is nothing more to wait for: an answer, or what ends the program."""
+    return _has_answer(task) or (_is_settled(task) and isinstance(task.result().error, FATAL))

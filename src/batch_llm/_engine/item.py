@@ -125,6 +125,10 @@ class ItemRunner:
             changed = await self.hooks.before(journal.item)
             if changed is None:
                 return SKIPPED
+            try:
+                changed = self.lifecycle.resolve(changed)
+            except StrategyContractError as error:
+                return Failure(error, self.recovery.classify(error, journal.item))
             await self._change(journal, changed)
         entry = journal.entry
         if not (entry.prepared or entry.failure or self.attempts.dry_run):

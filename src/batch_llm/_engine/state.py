@@ -17,13 +17,30 @@ def takes_state(owner: object, method: str) -> bool:
         return _declares_state(own)
     known = _known.setdefault(type(owner), {})
     if method not in known:
-        known[method] = _declares_state(getattr(type(owner), method, None))
+        function = getattr(type(owner), method, None)
+        if function is None:
+            # A proxy, which looks its methods up elsewhere.
+            return _declares_state(_looked_up(owner, method))
+        known[method] = _declares_state(function)
     return known[method]
+
+
+def _looked_up(owner: object, method: str) -> Any:
+    try:
+        return getattr(owner, method, None)
+    except Exception:
+        # Whoever calls it will be told.
+        return None
 
 
 def _declares_state(function: Any) -> bool:
     try:
-        return "state" in inspect.signature(function).parameters
+        parameters = inspect.signature(function, follow_wrapped=False).parameters
+        if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            # A decorator's, which passes on whatever the decorated function has.
+            parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         # Nothing that can be called, or written in C.
         return False
+    state = parameters.get("state")
+    return state is not None and state.kind is not state.POSITIONAL_ONLY

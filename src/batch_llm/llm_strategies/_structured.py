@@ -154,7 +154,7 @@ def _leads_into(before: str) -> bool:
 
 def _goes_on(behind: str) -> bool:
     """Whether a text belongs to the value before it."""
-    return behind.lstrip().startswith((",", ":", '"')) or not _is_whole(behind)
+    return behind.lstrip().startswith((",", ":")) or not _is_whole(behind)
 
 
 def _is_whole(text: str) -> bool:

@@ -43,12 +43,14 @@ def count(value: object) -> int:
 
 def is_plain(usage: Any) -> bool:
     """Whether it is a dict of whole numbers already, the total among them."""
+    if type(usage) is not dict:
+        return False
+    counts = cast("dict[str, object]", usage)
     try:
         return (
-            type(usage) is dict
-            and type(usage["input_tokens"]) is int
-            and type(usage["output_tokens"]) is int
-            and type(usage["total_tokens"]) is int
+            type(counts["input_tokens"]) is int
+            and type(counts["output_tokens"]) is int
+            and type(counts["total_tokens"]) is int
         )
     except KeyError:
         return False

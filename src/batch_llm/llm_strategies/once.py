@@ -6,10 +6,9 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-_Self = TypeVar("_Self")
-_Prepare = Callable[[_Self], Awaitable[None]]
+_Prepare = TypeVar("_Prepare", bound=Callable[[Any], Awaitable[None]])
 
 
 class _Once:
@@ -22,7 +21,7 @@ class _Once:
         self._running: Future[bool] | None = None
 
     def __reduce__(self) -> tuple[type["_Once"], tuple[()]]:
-        """A copy begins anew."""
+        """A deep copy begins anew."""
         return _Once, ()
 
     async def run(self, work: Callable[[], Awaitable[object]]) -> None:
@@ -35,14 +34,14 @@ class _Once:
         try:
             await work()
         except BaseException as error:
-            self._end(is_done=False)
+            self._end(mine, is_done=False)
             if isinstance(error, Exception):
                 mine.set_exception(error)
             else:
                 # It was only given up, so one of those who wait takes over.
                 mine.set_result(False)
             raise
-        self._end(is_done=True)
+        self._end(mine, is_done=True)
         mine.set_result(True)
 
     def _claim(self, mine: "Future[bool]") -> "Future[bool] | None":
@@ -53,16 +52,17 @@ class _Once:
             self._running = self._running or mine
             return self._running
 
-    def _end(self, *, is_done: bool) -> None:
+    def _end(self, mine: "Future[bool]", *, is_done: bool) -> None:
         with self._lock:
-            self._is_done, self._running = is_done, None
+            if self._running is mine:
+                self._is_done, self._running = is_done, None
 
     def forget(self) -> None:
         with self._lock:
-            self._is_done = False
+            self._is_done, self._running = False, None
 
 
-def prepare_once(prepare: _Prepare[_Self]) -> _Prepare[_Self]:
+def prepare_once(prepare: _Prepare) -> _Prepare:
     """Let a strategy's ``prepare`` do its work once per instance, however often it is called.
 
     Calls that come while it works wait for it, on other event loops too, and share its
@@ -80,13 +80,14 @@ def prepare_once(prepare: _Prepare[_Self]) -> _Prepare[_Self]:
             f"prepare_once decorates an async method (got {prepare!r}); "
             "write 'async def prepare(self)' below it"
         )
-    key = f"_once_{prepare.__name__}"
+    # An override may call what it overrides, which has a note of its own.
+    key = f"_once_{prepare.__module__}.{prepare.__qualname__}"
 
     @functools.wraps(prepare)
-    async def prepare_if_needed(self: _Self) -> None:
+    async def prepare_if_needed(self: Any) -> None:
         await _once_of(self, key).run(lambda: prepare(self))
 
-    return prepare_if_needed
+    return cast("_Prepare", prepare_if_needed)
 
 
 def forget_prepared(strategy: object) -> None:
@@ -116,6 +117,16 @@ class PrepareOnceMixin:
     After ``cleanup`` it is prepared anew; a ``cleanup`` of your own calls ``super()``'s.
     """
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse an order of base classes in which nothing would be prepared."""
+        super().__init_subclass__(**arguments)
+        owner = next(base for base in cls.__mro__ if "prepare" in vars(base))
+        if not issubclass(owner, PrepareOnceMixin):
+            raise TypeError(
+                f"{cls.__name__}.prepare is {owner.__name__}'s, which never calls _prepare_once; "
+                f"put PrepareOnceMixin before {owner.__name__} among the base classes"
+            )
+
     @prepare_once
     async def prepare(self) -> None:
         """Have the work done: by this call, an earlier one, or one that is under way."""
@@ -126,6 +137,9 @@ class PrepareOnceMixin:
 
     async def cleanup(self) -> None:
         """Let the next ``prepare`` work again."""
-        parent: Any = super()
-        await parent.cleanup()
-        forget_prepared(self)
+        parent = getattr(super(), "cleanup", None)
+        try:
+            if parent is not None:
+                await parent()
+        finally:
+            forget_prepared(self)
