@@ -319,6 +319,37 @@ async def test_no_duplicate_goes_out_once_the_run_is_wound_down() -> None:
     assert result.interrupted
 
 
+class Hundred:
+    """Thinks that each call uses a hundred tokens."""
+
+    def estimate(self, strategy: object, prompt: str) -> float:
+        return 100.0
+
+    def learn(self, strategy: object, prompt: str, usage: object) -> None: ...
+
+
+async def test_what_a_refused_duplicate_did_not_use_is_given_back() -> None:
+    provider = Provider(**{"39": [50.0, (0.1, RuntimeError("429 Too Many Requests"))]})
+    config = ProcessorConfig(
+        max_workers=10,
+        hedge_after=0.9,
+        timeout_per_item=100.0,
+        max_tokens_per_minute=6000,
+        token_estimator=Hundred(),
+        rate_limit=RateLimitConfig(),
+    )
+    async with ParallelBatchProcessor[str, Any, Any](config=config) as processor:
+        for n in range(40):
+            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
+        running = asyncio.create_task(processor.process_all())
+        await asyncio.sleep(21.35)
+        assert provider.calls_of("39")[1:] == [pytest.approx(21.0)]
+        # A hundred tokens a second: without them the next call would go out at 22 s.
+        await processor.add_work(LLMWorkItem("new", provider, "new"))
+        await running
+    assert provider.calls_of("new") == [pytest.approx(21.35)]
+
+
 async def test_the_stats_count_duplicates() -> None:
     result: Any = await run(Provider(**{"35": [50.0], "36": [50.0]}))
     assert result.stats["hedged_calls"] == 2

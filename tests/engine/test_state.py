@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from batch_llm import (
     RetryState,
     WorkItemResult,
 )
+from batch_llm._engine.state import takes_state
 from tests.engine.support import Item, Processor, Provider
 
 CONFIG = ProcessorConfig(max_workers=3, retry=RetryConfig(max_attempts=3, jitter=False))
@@ -329,3 +331,8 @@ async def test_metadata_of_an_attempt_that_failed_does_not_stay() -> None:
 
     [result] = await process(LLMWorkItem("1", Flaky()))
     assert result.metadata == {"attempt": 2}
+
+
+@pytest.mark.parametrize("method", [5, min], ids=["no function", "written in C"])
+def test_what_has_no_signature_takes_no_state(method: object) -> None:
+    assert takes_state(SimpleNamespace(on_error=method), "on_error") is False

@@ -119,7 +119,10 @@ class Hedges:
     async def _hedge(
         self, journal: Journal, make: Callable[[], Awaitable[Any]], tasks: list[_Task]
     ) -> None:
-        """Make the call once more when there is a place for it, and wait for an answer."""
+        """Make the call once more when there is a place for it.
+
+        Comes back when there is an answer, or only the first call is left to wait for.
+        """
         place = self._places.borrow()
         turn: asyncio.Task[Admission | None] | None = None
         try:
@@ -134,10 +137,11 @@ class Hedges:
             if tasks[0].done() or turn.cancelled() or gate.closed:
                 return
             self._stats.hedged_calls += 1
-            tasks.append(self._tasks.spawn(settle(make), name=turn.get_name()))
-            waiting: set[_Task] = set(tasks)
-            while waiting and not any(map(_decides, tasks)):
-                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            again = self._tasks.spawn(settle(make), name=turn.get_name())
+            tasks.append(again)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done() and not _decides(tasks[0]):
+                await asyncio.wait((again,))
         finally:
             self._places.give_back(place)
             if turn is not None:
