@@ -1,8 +1,7 @@
 """After a refused answer, ask again and say what was wrong with it.
 
-`on_error` hears why an attempt failed, but not of which item: a strategy that remembers
-something about an item must not be shared. So every item has one of its own, and what is
-costly, such as the client, is shared behind it.
+`on_error` hears why an attempt failed, and the item's state keeps it for the next attempt:
+one strategy serves all items, and each remembers only what was wrong with its own answer.
 
 Run it: python examples/error_aware_retry.py
 With GEMINI_API_KEY set it asks Gemini, else a local server that plays it.
@@ -20,6 +19,7 @@ from batch_llm import (
     LLMWorkItem,
     ParallelBatchProcessor,
     ProcessorConfig,
+    RetryState,
     StructuredOutputError,
     TokenUsage,
     parse_json,
@@ -42,21 +42,25 @@ class Slogan(BaseModel):
 
 
 class WithFeedback(LLMCallStrategy[Slogan]):
-    """Serves one item; knows what was wrong with its last answer."""
+    """Tells the model what was wrong with its last answer to the same prompt."""
 
     def __init__(self, inner: LLMCallStrategy[Slogan]) -> None:
         self.inner = inner
-        self.feedback = ""
 
-    async def execute(self, prompt: str, attempt: int, timeout: float) -> tuple[Slogan, TokenUsage]:
-        return await self.inner.execute(prompt + self.feedback, attempt, timeout)
+    async def execute(
+        self, prompt: str, attempt: int, timeout: float, state: RetryState | None = None
+    ) -> tuple[Slogan, TokenUsage]:
+        feedback = "" if state is None else state.get("feedback", "")
+        return await self.inner.execute(prompt + feedback, attempt, timeout)
 
-    async def on_error(self, exception: Exception, attempt: int) -> None:
+    async def on_error(
+        self, exception: Exception, attempt: int, state: RetryState | None = None
+    ) -> None:
         # A timeout or a rate limit says nothing about the answer: keep what is known.
-        if isinstance(exception, StructuredOutputError):
+        if state is not None and isinstance(exception, StructuredOutputError):
             problems = [f"{path}: {reason}" for path, reason in exception.failing_fields.items()]
             problems = problems or [str(exception)]
-            self.feedback = "\n\nYour last answer was refused. " + "\n".join(problems)
+            state["feedback"] = "\n\nYour last answer was refused. " + "\n".join(problems)
             print(f"refused   {problems[0]}")
 
 
@@ -67,15 +71,17 @@ async def main() -> None:
             config=ProcessorConfig(max_workers=4), error_classifier=GeminiErrorClassifier()
         ) as processor,
     ):
-        shared = GeminiStrategy(
-            model="gemini-2.5-flash",
-            client=client,
-            response_parser=parse_json(Slogan),
-            config={"response_mime_type": "application/json", "response_schema": Slogan},
+        strategy = WithFeedback(
+            GeminiStrategy(
+                model="gemini-2.5-flash",
+                client=client,
+                response_parser=parse_json(Slogan),
+                config={"response_mime_type": "application/json", "response_schema": Slogan},
+            )
         )
         for product in PRODUCTS:
             prompt = f"Write a rousing slogan for {product}."
-            await processor.add_work(LLMWorkItem(product, WithFeedback(shared), prompt))
+            await processor.add_work(LLMWorkItem(product, strategy, prompt))
         batch = await processor.process_all()
 
     for result in batch.results:

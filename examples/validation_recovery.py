@@ -69,8 +69,9 @@ class FourStages(LLMCallStrategy[BookEnrichment]):
         self.client = client
 
     async def execute(
-        self, prompt: str, attempt: int, timeout: float, state: RetryState
+        self, prompt: str, attempt: int, timeout: float, state: RetryState | None = None
     ) -> tuple[BookEnrichment, TokenUsage]:
+        assert state is not None, "made by the processor"
         stage = STAGES[state.get("stage", 0)]
         if not stage.is_repair:
             full = full_prompt_strategy(self.client, stage.temperature)
@@ -91,8 +92,10 @@ class FourStages(LLMCallStrategy[BookEnrichment]):
             json_config(repair, temperature),
         )
 
-    async def on_error(self, exception: Exception, attempt: int, state: RetryState) -> None:
-        if not isinstance(exception, StructuredOutputError):
+    async def on_error(
+        self, exception: Exception, attempt: int, state: RetryState | None = None
+    ) -> None:
+        if state is None or not isinstance(exception, StructuredOutputError):
             return
         stage = state.get("stage", 0)
         kept = state["valid"] if STAGES[stage].is_repair else {}

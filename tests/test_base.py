@@ -195,6 +195,7 @@ def test_a_snapshot_of_the_stats_is_a_plain_dict_of_its_own() -> None:
         "total_tokens": 0,
         "cached_input_tokens": 40,
         "total_cached_tokens": 40,
+        "hedged_calls": 0,
     }
 
 

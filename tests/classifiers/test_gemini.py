@@ -256,3 +256,12 @@ def test_a_leading_status_counts_where_there_is_only_a_text(
 ) -> None:
     info = GeminiErrorClassifier().classify(Exception(text))
     assert (info.error_category, info.is_retryable, info.is_rate_limit) == expected
+
+
+def test_an_invalid_answer_may_speak_of_an_expired_cache() -> None:
+    class Entry(BaseModel):
+        cache_expired: bool
+
+    with pytest.raises(ValidationError) as caught:
+        Entry.model_validate({})
+    assert GeminiErrorClassifier().classify(caught.value).error_category == "validation_error"

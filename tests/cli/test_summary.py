@@ -223,10 +223,14 @@ def test_what_held_the_run_back_is_told_with_what_was_learned() -> None:
             learned_in_flight=8,
         )
     ) == [
-        "held back for       1 min 22 s  "
-        + "1 min 20 s by the quota, 1.5 s in pauses, 0.2 s by calls in flight",
-        "pace learned             9.8/s  "
-        + "as gemini/x lets calls in; 9.5 were answered a second; by tokens, 12,346 a second",
+        (
+            "held back for       1 min 22 s  "
+            "1 min 20 s by the quota, 1.5 s in pauses, 0.2 s by calls in flight"
+        ),
+        (
+            "pace learned             9.8/s  "
+            "as gemini/x lets calls in; 9.5 were answered a second; by tokens, 12,346 a second"
+        ),
         "in flight, learned           8  as many calls at once as gemini/x lets in",
     ]
 

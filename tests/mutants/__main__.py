@@ -50,6 +50,7 @@ ENGINE = (
     "tests/test_doors.py",
     "tests/test_exact_gates.py",
     "tests/test_logging.py",
+    "tests/test_named_strategies.py",
     "tests/test_post_processor.py",
     "tests/test_shared_strategies.py",
     "tests/test_token_tracking.py",

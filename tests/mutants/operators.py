@@ -133,7 +133,7 @@ def _is_remark(node: ast.AST) -> bool:
             return True
         case ast.Assign(targets=[ast.Name(id="__all__" | "__slots__")]):
             return True
-        case ast.keyword(arg="strict"):
+        case ast.keyword(arg="strict") | ast.Subscript(value=ast.Name(id="Literal")):
             return True
         case _:
             return False

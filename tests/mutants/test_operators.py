@@ -54,6 +54,7 @@ def test_each_mutant_changes_one_thing() -> None:
         ("a = any(b) + -1", ["a = any(b) - -1", "a = all(b) + -1", "a = any(b) + -2"]),
         ("def a(b=''): pass", ["def a(b=' changed'):"]),
         ("a = zip(b, strict=True)", []),
+        ("A = Literal['b']", []),
     ],
 )
 def test_kinds_of_changes(statement: str, changed: list[str]) -> None:

@@ -116,7 +116,7 @@ class Gates:
             self._used[DEFAULT_QUOTA] = self.main
             return self.main
         quota = _quota_of(strategy)
-        gate = self._used.get(quota) or self._gates.get(quota)
+        gate = self._gates.get(quota)
         if gate is None:
             gate = self._gates[quota] = self._new_of(quota)
         self._used[quota] = gate

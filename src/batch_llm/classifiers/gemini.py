@@ -41,11 +41,13 @@ class GeminiErrorClassifier(DefaultErrorClassifier):
 
     def classify(self, exception: Exception) -> ErrorInfo:
         """Say what kind of failure an exception is; anything unknown is retryable."""
+        # An answer may speak of caches too.
+        if invalid := self._by_invalid_answer(exception):
+            return invalid
         if tells_cache_gone(exception):
             return ErrorInfo(True, False, False, "cache_expired")
         return (
             self._by_api_status(exception)
-            or self._by_invalid_answer(exception)
             or self._by_leading_status(exception)
             or super().classify(exception)
         )
