@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from batch_llm._engine import doors, interrupts
@@ -289,16 +289,17 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             events=self._events,
         )
         self._deadlines = Deadlines(config.timeout_per_item, on_stuck=pool.replace)
+        attempts = Attempts(
+            self._deadlines,
+            self._recovery.classify,
+            stats=self._stats,
+            hedges=self._hedges(pool),
+            dry_run=config.dry_run,
+            detailed=config.enable_detailed_logging,
+        )
         runner = ItemRunner(
             gates=self._gates,
-            attempts=Attempts(
-                self._deadlines,
-                self._recovery.classify,
-                stats=self._stats,
-                hedges=self._hedges(pool),
-                dry_run=config.dry_run,
-                detailed=config.enable_detailed_logging,
-            ),
+            attempts=attempts,
             recovery=self._recovery,
             lifecycle=self._lifecycle,
             hooks=self._hooks,
@@ -308,7 +309,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             wind_down=pool.wind_down,
             now=clock_of(asyncio.get_running_loop()),
         )
-        self._start_gates()
+        self._start_gates(attempts.calls_in_flight)
         self._events.start(self._watchers, pool.fail)
         self._progress.start(pool.fail)
         self._events.emit(ProcessingEvent.BATCH_STARTED, {"total": self._stats.total})
@@ -322,7 +323,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         classify = self._recovery.classify
         return Hedges(share, tasks=self._tasks, places=pool, classify=classify, stats=self._stats)
 
-    def _start_gates(self) -> None:
+    def _start_gates(self, calls_in_flight: Callable[[Gate], int]) -> None:
         """Learn the providers' limits, unless the caller has said how to deal with them."""
         config = self.config
         is_given = self.rate_limit_strategy is not self._default_rate_limit_strategy
@@ -331,6 +332,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             self.rate_limit_strategy,
             config.token_estimator,
             max_workers=config.max_workers if learns else None,
+            calls_in_flight=calls_in_flight,
         )
         self._lifecycle.start()
 

@@ -350,6 +350,25 @@ async def test_a_refused_prepare_takes_no_calls_place() -> None:
     assert waking.prepared == [0.0, 1.0]
 
 
+async def test_a_refused_prepare_counts_the_calls_that_are_under_way() -> None:
+    class Waking(Provider):
+        async def prepare(self) -> None:
+            await super().prepare()
+            await asyncio.sleep(1)
+            if len(self.prepared) == 1:
+                raise Refused(20.0)
+
+    busy, waking = Provider(seconds=10.0), Waking()
+    async with Processor(config=workers(10)) as processor:
+        running = await start(processor, *items(busy, 9), *items(waking, 1))
+        await asyncio.sleep(5)
+        limit = processor._gate._limit
+        assert limit is not None
+        assert limit.is_engaged
+        assert limit._in_flight == 9
+        await running
+
+
 async def test_the_calls_in_flight_are_counted_whoever_is_cancelled() -> None:
     quota, in_flight = Quota(2.0, seconds=0.7), 0
 

@@ -173,8 +173,7 @@ class Attempts:
         if admission is not None and (usage or is_refusal):
             gate.settle(admission, journal.item, usage)
         if headers is not None and gate.adapts:
-            in_flight = self.calls_in_flight(gate)
-            gate.told(headers, admission, in_flight=in_flight, is_refusal=is_refusal)
+            gate.told(headers, admission, is_refusal=is_refusal)
 
     def _was_late(self, worker: Worker) -> bool:
         """Whether the worker's time ran out, rather than the run's."""

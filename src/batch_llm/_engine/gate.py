@@ -71,6 +71,7 @@ class Gate:
         self._waiting: deque[_Turn] = deque()
         self._requests_meter: Meter | None = None
         self._tokens_meter: Meter | None = None
+        self._calls_in_flight: Callable[[Gate], int]
         self._counts = False
         self._estimates: Estimates | None = None
         self._limit: AdaptiveLimit | None = None
@@ -87,16 +88,22 @@ class Gate:
         self.answers = self.tokens = self.refusals = 0
 
     def start(
-        self, limit: AdaptiveLimit | None = None, *, estimates: Estimates | None = None
+        self,
+        limit: AdaptiveLimit | None = None,
+        *,
+        estimates: Estimates | None = None,
+        calls_in_flight: "Callable[[Gate], int]" = lambda _: 0,
     ) -> None:
         """Begin a run, perhaps on another event loop than the last.
 
         Args:
             limit: Learns the provider's limit; None where a rate-limit strategy decides.
             estimates: What calls will cost; needed by ``tokens_of`` and ``settle``.
+            calls_in_flight: Counts those that were let out while nobody counted.
         """
         loop = asyncio.get_running_loop()
         self._estimates, self._limit, self._paused_at = estimates, limit, None
+        self._calls_in_flight = calls_in_flight
         if self._loop is not loop:
             self._loop = loop
             self.resumed = asyncio.Event()
@@ -258,7 +265,6 @@ class Gate:
         headers: object,
         admission: Admission | None,
         *,
-        in_flight: int,
         is_refusal: bool = False,
     ) -> None:
         """A response has headers, which may say how much is left.
@@ -266,36 +272,28 @@ class Gate:
         Args:
             headers: The response's, in the shape of any client.
             admission: What ``acquire`` gave its call, if it was asked.
-            in_flight: Calls in flight.
             is_refusal: Whether the call was refused for its rate limit.
         """
         if self._limit is None or not (found := allowances_of(headers)):
             return
         if not self._limit.is_engaged:
-            self._limit.engage(answered=self.answers, in_flight=in_flight)
+            self._limit.engage(answered=self.answers, in_flight=self._calls_in_flight(self))
             self.wide_open = False
         now = self._now()
         self._limit.told(found, admission, now, is_refusal=is_refusal)
 
-    def refused(
-        self,
-        admission: Admission | None,
-        *,
-        hint_seconds: float | None,
-        in_flight: int,
-    ) -> None:
+    def refused(self, admission: Admission | None, *, hint_seconds: float | None) -> None:
         """A call that ended was refused: learn from it.
 
         Args:
             admission: What ``acquire`` gave, if it was asked.
             hint_seconds: What the provider asked to wait, None if it named nothing.
-            in_flight: Calls in flight.
         """
         assert self._limit is not None
         if self.refusals == 1:
             _log.warning("rate limited: from now on calls go out as the provider lets them in")
         if not self._limit.is_engaged:
-            self._limit.engage(answered=self.answers, in_flight=in_flight)
+            self._limit.engage(answered=self.answers, in_flight=self._calls_in_flight(self))
         self.wide_open = False
         hint = float(hint_seconds) if is_duration(hint_seconds) else None
         self._limit.refused(admission, self._now(), hint)

@@ -1,6 +1,7 @@
 """Which gate a strategy's calls pass: one for each quota."""
 
 import logging
+from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
 
@@ -61,6 +62,7 @@ class Gates:
         self._limits: tuple[Limit, Limit] = (requests_per_minute, tokens_per_minute)
         self._limits_of: dict[str, tuple[Limit, Limit]] = {}
         self._estimates: Estimates | None = None
+        self._calls_in_flight: Callable[[Gate], int]
         self._max_workers: int | None = None
         self._gates: dict[str, Gate] = {}
         self._used: dict[str, Gate] = {}
@@ -82,6 +84,7 @@ class Gates:
         estimator: TokenEstimator | None,
         *,
         max_workers: int | None,
+        calls_in_flight: Callable[[Gate], int],
     ) -> None:
         """Begin a run.
 
@@ -90,7 +93,9 @@ class Gates:
             estimator: Tells what calls will cost; None learns it anew in each run.
             max_workers: The most calls in flight, while limits are learned; None where the
                 strategy decides.
+            calls_in_flight: Counts the calls on their way to a gate's quota.
         """
+        self._calls_in_flight = calls_in_flight
         self._strategy, self._max_workers = strategy, max_workers
         self._estimates = Estimates(LearnedTokenEstimator() if estimator is None else estimator)
         self._used = {}
@@ -106,7 +111,7 @@ class Gates:
         gate.strategy = self._strategy
         most = self._max_workers
         limit = None if most is None else AdaptiveLimit(most, loop_time())
-        gate.start(limit, estimates=self._estimates)
+        gate.start(limit, estimates=self._estimates, calls_in_flight=self._calls_in_flight)
 
     def of(self, strategy: object) -> Gate:
         """The gate of a strategy's quota."""

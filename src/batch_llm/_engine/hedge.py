@@ -165,7 +165,7 @@ class Hedges:
         elif admission is not None and again is not None and again.error is None:
             gate.settle(admission, journal.item, _usage_in(again.value))
         if info is not None and is_refused and gate.adapts:
-            gate.refused(admission, hint_seconds=info.suggested_wait, in_flight=len(tasks))
+            gate.refused(admission, hint_seconds=info.suggested_wait)
 
     def _kind_of(self, journal: Journal, error: BaseException) -> ErrorInfo:
         """What kind of failure it is; a refusal is counted."""

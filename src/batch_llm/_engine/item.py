@@ -153,9 +153,7 @@ class ItemRunner:
         entry = journal.entry
         if isinstance(failure.error, StrategyContractError) and not entry.has_answered:
             entry.failure = failure
-        await self.recovery.pause_if_rate_limited(
-            journal, failure.info, in_flight=self.attempts.calls_in_flight(entry.gate)
-        )
+        await self.recovery.pause_if_rate_limited(journal, failure.info)
         journal.admission = None
         await self.hooks.on_error(journal, failure.error)
         if failure.info.ends_run and entry.gate.adapts:

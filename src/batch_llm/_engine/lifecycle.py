@@ -192,7 +192,7 @@ class Lifecycle:
                 entry.prepared = True
                 return
             failure = Failure(settled.error, self._recovery.classify(settled.error, journal.item))
-            await self._recovery.pause_if_rate_limited(trial, failure.info, in_flight=0)
+            await self._recovery.pause_if_rate_limited(trial, failure.info)
             trial.admission = None
             if not await self._recovery.again(trial, failure):
                 entry.failure = failure

@@ -115,9 +115,7 @@ class Recovery:
             failure.error = _too_many_rate_limits(journal, failure)
         return goes_on
 
-    async def pause_if_rate_limited(
-        self, journal: Journal, info: ErrorInfo, *, in_flight: int
-    ) -> None:
+    async def pause_if_rate_limited(self, journal: Journal, info: ErrorInfo) -> None:
         """Count a refusal; learn from it, or let everybody cool down, once for all of one time."""
         if not info.is_rate_limit:
             return
@@ -131,7 +129,7 @@ class Recovery:
                 {"item_id": journal.item.item_id, "worker_id": journal.worker_id},
             )
         if gate.adapts:
-            gate.refused(journal.admission, hint_seconds=info.suggested_wait, in_flight=in_flight)
+            gate.refused(journal.admission, hint_seconds=info.suggested_wait)
             return
         await gate.cool_down(
             journal.epoch, worker_id=journal.worker_id, hint_seconds=info.suggested_wait
