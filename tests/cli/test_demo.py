@@ -80,6 +80,10 @@ async def test_gemini_describes_every_book_once(
     assert "warning" not in capsys.readouterr().err
     assert report.cache.created == 1
     assert report.rate_limits >= 1
+    [(quota, told)] = report.result.quotas.items()
+    assert quota == f"gemini/{report.options.model}"
+    assert (told.answered, told.refused) == (report.result.succeeded, report.rate_limits)
+    assert told.learned_calls_per_second is not None
     rows = rows_of(asked.output)
     assert sorted(row["book_id"] for row in rows) == list(range(1, items + 1))
     for row in rows:

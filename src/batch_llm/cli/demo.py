@@ -79,7 +79,7 @@ async def _process(
     return Report(
         options=options,
         # What was finished counts, also when the run was ended before its time.
-        result=BatchResult(finished),
+        result=BatchResult(finished, quotas=processor.quotas),
         requests=strategy.requests,
         failed_attempts=strategy.failed_attempts,
         cooldown_seconds=metrics.metrics["total_cooldown_time"],
