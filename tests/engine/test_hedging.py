@@ -292,6 +292,40 @@ async def test_duplicates_pass_the_gate() -> None:
     assert second - max(later, default=first) == pytest.approx(2.0)
 
 
+async def test_a_first_call_that_answers_in_time_spares_the_duplicate_in_line() -> None:
+    provider = Provider(**{"35": [1.5]})
+    result: Any = await run(provider, items=39, max_requests_per_minute=30)
+    assert result.stats["hedged_calls"] == 0
+    starts = [at for _, at, _ in provider.calls]
+    assert starts == pytest.approx([2.0 * n for n in range(39)])
+
+
+async def test_a_call_that_is_quicker_than_usual_has_no_duplicate() -> None:
+    provider = Provider(**{str(n): [0.5] for n in range(30, 40)})
+    result: Any = await run(provider)
+    assert result.stats["hedged_calls"] == 0
+    assert now() == 3.5
+
+
+async def test_the_place_of_a_worker_that_was_cancelled_is_not_lent() -> None:
+    provider = Provider(**{"35": [50.0]})
+    config = ProcessorConfig(max_workers=10, hedge_after=0.9, timeout_per_item=100.0)
+    async with ParallelBatchProcessor[str, Any, Any](config=config) as processor:
+        for n in range(36):
+            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
+        running = asyncio.create_task(processor.process_all())
+        await asyncio.sleep(3.5)
+        pool = processor._pool
+        assert pool is not None
+        assert len(pool._idle) == 4
+        idle = [each for each in pool._crew.values() if each.journal.stage == "idle"]
+        for worker in idle:
+            worker.task.cancel()
+        result = await running
+    assert result.succeeded == 36
+    assert provider.calls_of("35") == [3.0, 4.0]
+
+
 async def test_a_duplicate_that_is_refused_teaches_the_limit_and_costs_no_attempt() -> None:
     provider = Provider(**{"39": [9.0, (0.1, RuntimeError("429 Too Many Requests"))]})
     result: Any = await run(provider)

@@ -5,6 +5,7 @@ import gc
 import logging
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from batch_llm import BaseMiddleware
 from tests.engine.support import (
     Call,
+    Item,
     Processor,
     Provider,
     Refused,
@@ -168,9 +170,12 @@ async def cancel_the_end_too(running: asyncio.Task[Any]) -> None:
     await asyncio.sleep(10.0)
 
 
-async def test_what_an_end_that_was_cancelled_did_not_close_stays_open_for_the_next_run() -> None:
+@pytest.mark.parametrize("middlewares", [[], [BaseMiddleware()]], ids=["bare", "middleware"])
+async def test_what_an_end_that_was_cancelled_did_not_close_stays_open_for_the_next_run(
+    middlewares: Any,
+) -> None:
     session = Session(0.0, answer=end_late)
-    async with Processor(config=settings()) as processor:
+    async with Processor(config=settings(), middlewares=middlewares) as processor:
         await cancel_the_end_too(await start(processor, *items(session)))
         assert session.cleaned == []
         session.answer = script()
@@ -253,3 +258,60 @@ async def test_the_whole_error_of_a_cleanup_is_there_for_who_debugs(
     assert told.levelno == logging.DEBUG
     assert told.exc_info is not None
     assert str(told.exc_info[1]) == "no cleanup today"
+
+
+async def test_an_item_may_be_given_another_strategy_while_it_waits() -> None:
+    first, second = Provider(), Provider(script("another"))
+    [item] = items(first)
+    async with Processor(config=settings()) as processor:
+        await processor.add_work(item)
+        item.strategy = second
+        result = await processor.process_all()
+    assert outputs(result) == ["another"]
+    assert (first.calls, second.prepared, second.cleaned) == ([], [0.0], [0.0])
+
+
+class Moving(BaseMiddleware[str, Any, Any]):
+    """Has some items done by another strategy than the one that they came with."""
+
+    def __init__(self, moves: Callable[[Item], bool], target: Provider) -> None:
+        self.moves = moves
+        self.target = target
+
+    async def before_process(self, work_item: Item) -> Item:
+        if self.moves(work_item):
+            work_item.strategy = self.target
+        return work_item
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_behind_middleware_too_a_strategy_of_one_item_is_let_go_of_with_it(
+    moves: bool,
+) -> None:
+    busy, alive = Provider(seconds=100.0), weakref.WeakSet[Provider]()
+    moving = Moving(lambda item: moves and item.strategy is not busy, Provider())
+    async with Processor(config=settings(2), middlewares=[moving]) as processor:
+        running = await start(processor, *items(busy))
+        for _ in range(10):
+            provider = Provider()
+            alive.add(provider)
+            await processor.add_work(*items(provider))
+        del provider
+        await asyncio.sleep(5.0)
+        gc.collect()
+        # A worker still has its last item.
+        assert len(alive) <= 1
+        assert (await running).succeeded == 11
+
+
+async def test_a_strategy_that_lost_an_item_to_another_is_not_closed_among_the_idle() -> None:
+    session = Session(0.0, seconds=50.0)
+    moving = Moving(lambda item: item.strategy is session and item.item_id == "1", Provider())
+    async with Processor(config=settings(4), middlewares=[moving]) as processor:
+        running = await start(processor, *items(session, 2))
+        for _ in range(101):
+            for item in items(Provider(), 2):
+                await processor.add_work(item)
+        result = await running
+    assert result.failed == 0
+    assert (session.prepared, session.cleaned) == ([0.0], [50.0])

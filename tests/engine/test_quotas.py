@@ -73,6 +73,19 @@ async def test_a_quota_that_cannot_be_read_is_none() -> None:
     assert list(result.quotas) == ["default"]
 
 
+async def test_a_quota_that_cannot_be_read_is_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Provider):
+        @property
+        def quota(self) -> str:  # type: ignore[override]
+            raise RuntimeError("not yet")
+
+    with caplog.at_level(logging.ERROR):
+        await run(*items(Broken()), config=learning())
+    assert "quota of a strategy failed with RuntimeError" in caplog.messages
+
+
 async def test_one_quotas_refusals_slow_down_only_its_own_calls() -> None:
     async def refuse(call: Call) -> Any:
         if now() < 20.0:
@@ -222,6 +235,28 @@ async def test_limits_can_be_set_before_the_first_run() -> None:
     async with processor:
         await run_with(processor, *items(provider, 3))
     assert provider.instants == [0.0, 1.0, 2.0]
+
+
+async def test_a_limit_of_the_first_quota_is_not_that_of_all() -> None:
+    provider = At("a")
+    async with Processor(config=learning(10, max_requests_per_minute=60)) as processor:
+        running = await start(processor, *items(provider, 4))
+        await asyncio.sleep(0.5)
+        processor.set_limits(requests_per_minute=30, quota="a")
+        assert processor._gates._limits == (60, None)
+        await running
+    # Half of a call had come in until then.
+    assert provider.instants == [0.0, 1.5, 3.5, 5.5]
+
+
+async def test_a_limit_is_lowered_where_one_gate_serves_all() -> None:
+    provider = Provider()
+    async with Processor(config=settings(10, max_requests_per_minute=60)) as processor:
+        running = await start(processor, *items(provider, 4))
+        await asyncio.sleep(0.5)
+        processor.set_limits(requests_per_minute=30)
+        await running
+    assert provider.instants == [0.0, 1.5, 3.5, 5.5]
 
 
 # What happened.

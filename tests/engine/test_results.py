@@ -247,3 +247,38 @@ async def test_what_middleware_recovers_keeps_its_attempts_and_its_context() -> 
     plain, own = (await run(*work, middlewares=[Recovering()])).results
     assert (plain.context, plain.attempts, plain.exception) == ("row 1", 3, None)
     assert (own.context, own.attempts, own.exception) == ("mine", 7, None)
+
+
+class Asking(Provider):
+    """Asks for what its item remembers."""
+
+    async def execute(
+        self, prompt: str, attempt: int, timeout: float, state: RetryState | None = None
+    ) -> Any:
+        return await super().execute(prompt, attempt, timeout)
+
+
+@pytest.mark.parametrize("strategy", [Provider(), Asking()], ids=["forgetful", "remembering"])
+async def test_a_result_of_middleware_keeps_what_it_says_itself(strategy: Provider) -> None:
+    own = RetryState("mine", None)
+
+    class Replacing(BaseMiddleware[str, Any, Any]):
+        async def after_process(self, result: WorkItemResult[Any, Any]) -> Any:
+            replaced = WorkItemResult[Any, Any](
+                result.item_id, True, token_usage={"input_tokens": 7}
+            )
+            replaced.retry_state = own
+            return replaced
+
+    [entry] = (await run(*items(strategy), middlewares=[Replacing()])).results
+    assert entry.token_usage == {"input_tokens": 7}
+    assert entry.retry_state is own
+
+
+async def test_metadata_of_a_failed_call_is_not_the_answers() -> None:
+    class BlockedError(ConnectionError):
+        usage = ReportedUsage({"input_tokens": 3}, {"response_id": "blocked"})
+
+    [entry] = (await run(*items(Provider(script(BlockedError()))))).results
+    assert (entry.success, entry.token_usage) == (True, {"input_tokens": 3})
+    assert entry.metadata is None

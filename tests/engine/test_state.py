@@ -258,6 +258,18 @@ async def test_a_hook_that_cannot_be_looked_up_costs_its_own_effect_only() -> No
     assert result.error == "ValueError: p"
 
 
+async def test_what_is_not_async_is_told_here_too() -> None:
+    class Plain:
+        def __call__(self, prompt: str, attempt: int, timeout: float, state: Any) -> Any:
+            return "text", {}
+
+    strategy: Any = Provider()
+    strategy.execute = Plain()
+    [result] = await process(LLMWorkItem("1", strategy))
+    assert str(result.error).startswith("StrategyContractError: Provider.execute is not async")
+    assert result.attempts == 1
+
+
 async def test_a_type_error_inside_is_no_reason_to_try_without() -> None:
     class Broken(LLMCallStrategy[Any]):
         calls = 0

@@ -198,9 +198,14 @@ async def test_an_estimator_can_end_the_program() -> None:
     def interrupt(prompt: str) -> float:
         raise KeyboardInterrupt
 
-    config = settings(1, max_tokens_per_minute=6_000, token_estimator=Expecting(interrupt))
-    with pytest.raises(KeyboardInterrupt):
-        await run(*items(Billing(1)), config=config)
+    class Leaving(Expecting):
+        def learn(self, strategy: object, prompt: str, usage: Any) -> None:
+            raise KeyboardInterrupt
+
+    for estimator in (Expecting(interrupt), Leaving(lambda prompt: 1)):
+        config = settings(1, max_tokens_per_minute=6_000, token_estimator=estimator)
+        with pytest.raises(KeyboardInterrupt):
+            await run(*items(Billing(1)), config=config)
 
 
 async def test_a_call_that_is_let_out_and_never_made_gives_its_tokens_back() -> None:
@@ -225,3 +230,54 @@ async def test_the_limits_hold_from_one_run_to_the_next() -> None:
             running = await start(processor, *items(strategy))
             await running
     assert strategy.instants == pytest.approx([0.0, 1.0, 2.0])
+
+
+async def test_a_call_may_be_expected_to_cost_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    strategy = Billing(None)
+    config = settings(5, max_tokens_per_minute=60, token_estimator=of_calls(0))
+    await run(*items(strategy, 5), config=config)
+    assert strategy.instants == [0.0] * 5
+    assert not caplog.records
+
+
+class Broken(Expecting):
+    """Fails at whatever it is asked, or to learn only."""
+
+    def __init__(self, error: BaseException, *, at_once: bool) -> None:
+        super().__init__(self._estimate)
+        self.error = error
+        self.at_once = at_once
+
+    def _estimate(self, prompt: str) -> float:
+        if self.at_once:
+            raise self.error
+        return 1.0
+
+    def learn(self, strategy: object, prompt: str, usage: Mapping[str, int]) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(("at_once", "method"), [(True, "estimate"), (False, "learn")])
+async def test_what_failed_of_an_estimator_is_told_once(
+    at_once: bool, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = Billing(50)
+    estimator = Broken(RuntimeError("no more"), at_once=at_once)
+    config = settings(1, max_tokens_per_minute=6_000, token_estimator=estimator)
+    with caplog.at_level(logging.DEBUG, logger="batch_llm"):
+        await run(*items(strategy, 3), config=config)
+    failed = [record for record in caplog.records if "token_estimator" in record.getMessage()]
+    assert [record.getMessage() for record in failed if record.levelno == logging.ERROR] == [
+        f"token_estimator.{method} failed with RuntimeError"
+    ]
+    details = [record for record in failed if record.levelno == logging.DEBUG]
+    assert len(details) == 3
+    assert all(record.exc_info for record in details)
+
+
+async def test_calls_count_for_nothing_where_the_estimator_fails() -> None:
+    strategy = Billing(None)
+    estimator = Broken(RuntimeError("no more"), at_once=True)
+    config = settings(1, max_tokens_per_minute=60, token_estimator=estimator)
+    await run(*items(strategy, 5), config=config)
+    assert strategy.instants == [0.0] * 5

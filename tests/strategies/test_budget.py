@@ -101,3 +101,55 @@ def test_there_is_plenty_above_four_reserves() -> None:
     assert has_plenty(87.9)
     assert not has_plenty(88.0)
     assert not has_plenty(40.0, now=7.0)
+
+
+def test_of_responses_as_new_as_each_other_the_last_counts() -> None:
+    budget = Budget()
+    budget.tell(requests(5, 20.0), 1.0, 7.0)
+    budget.tell(requests(9, 20.0), 1.5, 7.0)
+    # Six were spent since, so three are left.
+    assert ready_at(budget, 3.0, 13.0, last_at=3.0) == pytest.approx(3.0 + 18.55 / (4 * 3))
+
+
+def test_the_last_of_a_window_can_be_spent_before_its_reset() -> None:
+    budget = Budget()
+    budget.tell(requests(2, 20.0), 1.0, 1.0)
+    assert ready_at(budget, 1.0, 1.0, amount=2.0, last_at=1.0) == pytest.approx(1.0 + 20.05 / 4)
+
+
+def test_from_its_reset_on_nothing_binds() -> None:
+    budget = Budget()
+    budget.tell(requests(100, 20.0), 0.0, 1.0)
+    assert ready_at(budget, 20.05, 1.0) == -math.inf
+    assert budget.has_plenty(20.0, amount=1.0, spent=1.0)
+    assert not budget.has_plenty(20.05, amount=1.0, spent=1.0)
+
+
+@pytest.mark.parametrize(("per_second", "seconds"), [(10, 1), (100, 2)])
+def test_what_comes_in_is_known_after_a_second(per_second: int, seconds: int) -> None:
+    """However many responses there were in it."""
+    budget = Budget()
+    for number in range(per_second * seconds + 1):
+        at = number / per_second
+        budget.tell(requests(80 - 10 * at, 4.0), at, 500.0 + 20 * at)
+    now, left, spent = float(seconds), 80.0 - 10 * seconds, 500.0 + 20 * seconds
+    # Ten a second. Two are lacking, and five come in within the next half of a second.
+    assert ready_at(budget, now, spent + left + 1) == pytest.approx(now + 0.2)
+    assert ready_at(budget, now + 0.5, spent + left + 6) == pytest.approx(now + 0.7)
+
+
+def test_a_jump_in_what_is_left_is_not_what_comes_in() -> None:
+    budget = Budget()
+    for number in range(10):
+        gained = 10 * (number >= 3)
+        budget.tell(requests(9 + gained - number, 60.0), float(number), number + 1.0)
+    # All ten that were left were spent.
+    assert ready_at(budget, 9.0, 20.0) == pytest.approx(9.0 + 60.05)
+
+
+def test_a_reserve_is_two_calls_where_little_comes_in() -> None:
+    budget = Budget()
+    budget.tell(requests(100, 20.0), 0.0, 0.0)
+    for amount, least in ((1.0, 8.0), (2.0, 16.0)):
+        assert not budget.has_plenty(1.0, amount=amount, spent=100.0 - least)
+        assert budget.has_plenty(1.0, amount=amount, spent=99.9 - least)

@@ -78,6 +78,8 @@ def test_a_hundred_strategies_are_remembered() -> None:
     ("told", "expected"),
     [
         ({"total_tokens": 150}, 150),
+        ({"input_tokens": 120}, 120),
+        ({"input_tokens": 0, "output_tokens": 5}, 1 + 5),
         ({"input_tokens": 120, "output_tokens": 5}, 125),
         ({"output_tokens": 7, "total_tokens": 107}, 107),
         ({"input_tokens": 200, "total_tokens": 150}, 200),
@@ -87,3 +89,20 @@ def test_whatever_is_missing_is_made_out(told: dict[str, int], expected: int) ->
     estimator, strategy = LearnedTokenEstimator(), object()
     estimator.learn(strategy, "x" * 400, told)
     assert estimator.estimate(strategy, "x" * 400) == pytest.approx(expected)
+
+
+def test_an_answer_counts_among_the_next_hundred() -> None:
+    estimator, strategy = LearnedTokenEstimator(), object()
+    for length in [70] * 6 + [20] * 94:
+        estimator.learn(strategy, "x" * 400, usage(100, length))
+    assert estimator.estimate(strategy, "x" * 400) == pytest.approx(100 + 70)
+    estimator.learn(strategy, "x" * 400, usage(100, 20))
+    assert estimator.estimate(strategy, "x" * 400) == pytest.approx(100 + 20)
+
+
+def test_a_busy_strategy_does_not_outweigh_the_others_for_ever() -> None:
+    estimator, busy = LearnedTokenEstimator(), object()
+    for length in [10] * 20 + [900] * 100:
+        estimator.learn(busy, "x" * 400, usage(100, length))
+    assert estimator.estimate(busy, "x" * 400) == pytest.approx(100 + 900)
+    assert estimator.estimate(object(), "x" * 400) == pytest.approx(100 + 10)

@@ -68,7 +68,7 @@ class _Feed:
 
     async def work(self) -> None:
         self._loop.call_soon(self._start_the_time)
-        while not self.left_out:
+        while True:
             self._events.deal()
             if not self.backlog:
                 await self._next_event()

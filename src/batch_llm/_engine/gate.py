@@ -166,13 +166,12 @@ class Gate:
     def tokens_of(self, item: Item) -> float:
         """What to ask ``acquire`` for: the tokens that a call will cost, 0 if nobody counts."""
         meter, estimates = self._tokens_meter, self._estimates
-        if estimates is None:
+        is_learned = self._limit is not None and self._limit.is_engaged
+        if estimates is None or (meter is None and not is_learned):
             return 0.0
-        if meter is None:
-            is_learned = self._limit is not None and self._limit.is_engaged
-            return estimates.tokens_of(item) if is_learned else 0.0
+        tokens = estimates.tokens_of(item)
         # More than a minute's quota is let in by no provider, and would be a debt for ever.
-        return min(estimates.tokens_of(item), meter.per_minute)
+        return tokens if meter is None else min(tokens, meter.per_minute)
 
     async def acquire(self, tokens: float = 0.0) -> Admission | None:
         """Wait until a call may go out.

@@ -8,7 +8,7 @@ from typing import Any
 from batch_llm._engine.estimates import Estimates
 from batch_llm._engine.events import Events
 from batch_llm._engine.gate import Gate
-from batch_llm._engine.tasks import FATAL, Tasks
+from batch_llm._engine.tasks import Tasks
 from batch_llm.base import QuotaStatistics
 from batch_llm.core.clock import loop_time
 from batch_llm.core.config import check_rate
@@ -171,8 +171,7 @@ class Gates:
 
     def reset(self) -> None:
         """End the run: cooldowns and slow start too, so that the next one finds open gates."""
-        if self._estimates is not None:
-            self._latest = self.statistics()
+        self._latest = self.statistics()
         self._estimates = None
         for gate in self.all:
             gate.reset()
@@ -181,8 +180,6 @@ class Gates:
 def _quota_of(strategy: Any) -> str:
     try:
         quota = getattr(strategy, "quota", None)
-    except FATAL:
-        raise
     except Exception as broken:
         _log.error("quota of a strategy failed with %s", type(broken).__name__)
         quota = None

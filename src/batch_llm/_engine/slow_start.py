@@ -35,8 +35,6 @@ class SlowStart:
 
     def ready_at(self, strategy: RateLimitStrategy) -> float:
         """Loop time from which the next call may go out; asks the strategy once per call."""
-        if not self.is_on:
-            return -math.inf
         if self._ready_at is None:
             self._ready_at = self._last_at + self._delay(strategy)
         return self._ready_at
