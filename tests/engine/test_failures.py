@@ -460,3 +460,13 @@ async def test_no_output_and_no_prompt_is_logged_above_debug(
     await run(work, *items(Returning("SECRET")), middlewares=[hostile], post_processor=hostile)
     assert caplog.records
     assert "SECRET" not in caplog.text
+
+
+async def test_a_wrong_shape_costs_its_item_only_where_the_strategy_has_answered() -> None:
+    class Slipping(Provider):
+        async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+            answer = await super().execute(prompt, attempt, timeout)
+            return None if prompt == "prompt 1" else answer
+
+    result = await run(*items(Slipping(), 3))
+    assert [entry.success for entry in result.results] == [True, False, True]

@@ -411,3 +411,8 @@ def test_on_a_loop_that_the_program_runs_by_itself_there_is_ctrl_c_too() -> None
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
         signal.signal(signal.SIGINT, before)
+
+
+async def test_a_worker_without_an_item_is_not_waited_for() -> None:
+    await interrupted_after(1.0, Processor(config=settings(2)), *items(Provider(seconds=10.0)))
+    assert now() == 10.0

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from batch_llm import ProcessorConfig, QuotaStatistics, RateLimitConfig, TokenUsage
+from batch_llm import (
+    FixedDelayStrategy,
+    ProcessorConfig,
+    QuotaStatistics,
+    RateLimitConfig,
+    TokenUsage,
+)
 from tests.engine.support import (
     Call,
     Item,
@@ -151,6 +157,34 @@ async def test_a_run_that_is_wound_down_closes_every_gate() -> None:
     assert len(result.not_run) == 20
     assert all(gate.closed is False for gate in processor._gates.all)
     assert now() == 1.0
+
+
+async def test_each_quota_has_a_gate_of_its_own_and_the_first_one_the_main_gate() -> None:
+    strategies = [At(name) for name in "abc"]
+    config = learning(10, max_requests_per_minute=60)
+    async with Processor(config=config) as processor:
+        work = [item for strategy in strategies for item in items(strategy, 3)]
+        running = await start(processor, *work)
+        gates = [processor._gates.of(strategy) for strategy in strategies]
+        assert gates == processor._gates.all
+        await running
+    assert [strategy.instants for strategy in strategies] == [[0.0, 1.0, 2.0]] * 3
+
+
+async def test_another_strategy_decides_from_the_next_run_on() -> None:
+    refusals = [Refused(), Refused()]
+
+    async def refuse_first(call: Call) -> Any:
+        if refusals and len(provider.calls) != 2:
+            raise refusals.pop()
+
+    provider = Provider(refuse_first)
+    async with Processor(config=settings(1, cooldown=60.0)) as processor:
+        await run_with(processor, *items(provider))
+        processor.rate_limit_strategy = FixedDelayStrategy(cooldown=5.0)
+        await run_with(processor, *items(provider))
+    # A second of slow start is its own.
+    assert provider.instants == [0.0, 60.0, 60.0, 66.0]
 
 
 # Limits that change.

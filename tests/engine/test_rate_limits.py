@@ -160,6 +160,12 @@ async def test_a_cooldown_above_ten_minutes_is_not_cut() -> None:
     assert provider.instants == [0.0, 1000.0]
 
 
+async def test_cooldowns_of_the_config_grow_to_ten_minutes() -> None:
+    provider = Provider(script(*[Refused()] * 3))
+    await run(*items(provider), config=settings(cooldown=300.0))
+    assert provider.instants == [0.0, 300.0, 900.0, 1500.0]
+
+
 async def test_cooldowns_grow_to_the_limit_while_nothing_succeeds() -> None:
     provider = Provider(script(*[Refused()] * 6))
     strategy = ExponentialBackoffStrategy(slow_start_items=0)

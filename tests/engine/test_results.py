@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch_llm import BaseMiddleware, LLMWorkItem, ProcessingEvent, RetryConfig, WorkItemResult
+from batch_llm import (
+    BaseMiddleware,
+    LLMWorkItem,
+    ProcessingEvent,
+    RetryConfig,
+    RetryState,
+    WorkItemResult,
+)
 from tests.engine.support import (
     Call,
     Item,
@@ -273,12 +280,3 @@ async def test_a_result_of_middleware_keeps_what_it_says_itself(strategy: Provid
     [entry] = (await run(*items(strategy), middlewares=[Replacing()])).results
     assert entry.token_usage == {"input_tokens": 7}
     assert entry.retry_state is own
-
-
-async def test_metadata_of_a_failed_call_is_not_the_answers() -> None:
-    class BlockedError(ConnectionError):
-        usage = ReportedUsage({"input_tokens": 3}, {"response_id": "blocked"})
-
-    [entry] = (await run(*items(Provider(script(BlockedError()))))).results
-    assert (entry.success, entry.token_usage) == (True, {"input_tokens": 3})
-    assert entry.metadata is None

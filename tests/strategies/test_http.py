@@ -122,3 +122,39 @@ def test_headers_are_found_in_an_error_and_in_metadata() -> None:
     assert _http.headers_in({"headers": {"a": "b"}}) == {"a": "b"}
     assert _http.headers_in({"model": "x"}) is None
     assert _http.headers_in("a text") is None
+
+
+@pytest.mark.parametrize("missing", ["remaining", "reset"])
+def test_one_limit_is_read_though_of_another_half_is_missing(missing: str) -> None:
+    headers = {
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1s",
+        "x-ratelimit-remaining-tokens": "7",
+        "x-ratelimit-reset-tokens": "2s",
+    }
+    del headers[f"x-ratelimit-{missing}-requests"]
+    assert _http.allowances_of(headers) == [_http.Allowance(True, 7.0, 2.0)]
+
+
+def test_one_limit_is_read_though_another_is_told_by_an_unknown_clock() -> None:
+    headers = {
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1s",
+        "x-ratelimit-remaining": "3",
+        "x-ratelimit-reset": "1795320030",
+    }
+    assert _http.allowances_of(headers) == [_http.Allowance(False, 59.0, 1.0)]
+
+
+class Unreadable:
+    """Headers that cannot be read."""
+
+    def get(self, name: str) -> str:
+        raise RuntimeError(name)
+
+
+def test_headers_that_cannot_be_read_ask_for_nothing() -> None:
+    error = Carrying(429, 429)
+    error.response = SimpleNamespace(headers=Unreadable())  # type: ignore[attr-defined]
+    assert _http.retry_after_of(error) is None
+    assert _http.allowances_of(Unreadable()) == []

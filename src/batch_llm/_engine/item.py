@@ -158,10 +158,8 @@ class ItemRunner:
         await self.hooks.on_error(journal, failure.error)
         if failure.info.ends_run and entry.gate.adapts:
             self.wind_down(failure.info.message or describe(failure.error))
-        if not await self.recovery.again(journal, failure):
-            return failure
-        journal.metadata = None
-        return entry.failure
+        goes_on = await self.recovery.again(journal, failure)
+        return entry.failure if goes_on else failure
 
     async def conclude(self, journal: Journal, ending: Ending) -> WorkItemResult[Any, Any]:
         """Make the item's result, and let everybody know."""
@@ -194,8 +192,8 @@ class ItemRunner:
     def may_stop(self, worker: Worker) -> bool:
         """Whether nothing that was paid for is lost if the worker stops now."""
         journal = worker.journal
-        is_calling = journal.stage == "calling" and self.attempts.in_flight(worker)
-        return journal.stage == "idle" or (journal.stage == "calling" and not is_calling)
+        is_calling = journal.stage == "calling"
+        return journal.stage == "idle" or (is_calling and not self.attempts.in_flight(worker))
 
     async def take_over(self, journal: Journal, error: BaseException) -> WorkItemResult[Any, Any]:
         """Conclude an item whose worker is gone, from wherever that worker left off."""
