@@ -1,5 +1,6 @@
 """What is asked about a book, and what is an answer?"""
 
+from collections.abc import Callable
 from enum import StrEnum
 from importlib.resources import files
 from typing import Annotated, Any
@@ -99,7 +100,7 @@ def request_config() -> dict[str, Any]:
     }
 
 
-parse_answer = parse_json(BookEnrichment)
+parse_answer: Callable[[Any], BookEnrichment] = parse_json(BookEnrichment)
 """The answer in a response of the google-genai SDK."""
 
 
