@@ -462,8 +462,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
             return
         journal = Journal(0)
         journal.begin(LLMWorkItem("prepare", strategy), entry)
-        failure = await self._lifecycle.prepare(entry, journal)
-        if failure is not None:
+        if (failure := await self._lifecycle.prepare(entry, journal)) is not None:
             raise failure.error
 
     async def _handle_rate_limit(self, worker_id: int = 0) -> None:
