@@ -203,7 +203,7 @@ def seconds_of_a_run(items: int, config: ProcessorConfig) -> float:
             for number in range(items):
                 await processor.add_work(LLMWorkItem(str(number), Script()))
             await processor.process_all()
-            assert not processor._progress._beginning
+            assert not processor._engine._progress._beginning
             return loop_time()
         finally:
             free.set()

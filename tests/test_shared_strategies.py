@@ -10,6 +10,7 @@ import pytest
 
 from batch_llm import (
     BaseMiddleware,
+    ErrorInfo,
     FrameworkTimeoutError,
     LLMWorkItem,
     ProcessingEvent,
@@ -302,6 +303,18 @@ async def test_ensuring_raises_what_prepare_raised() -> None:
                 await processor._ensure_strategy_prepared(provider)
         result = await run_with(processor, *items(provider))
     assert errors(result) == ["ValueError: no such model"]
+    assert len(provider.tries) == 1
+
+
+async def test_ensuring_asks_the_given_classifier() -> None:
+    class Final:
+        def classify(self, exception: Exception) -> ErrorInfo:
+            return ErrorInfo(False, False, False, "final")
+
+    provider = Preparing(ConnectionError("gone"), 0.0)
+    async with Processor(config=settings(), error_classifier=Final()) as processor:
+        with pytest.raises(ConnectionError, match="gone"):
+            await processor._ensure_strategy_prepared(provider)
     assert len(provider.tries) == 1
 
 

@@ -381,6 +381,9 @@ class BatchProcessor(ABC, Generic[TInput, TOutput, TContext]):
         Raises:
             RuntimeError: The queue is full.
         """
+        self._enqueue(work_item)
+
+    def _enqueue(self, work_item: LLMWorkItem[TInput, TOutput, TContext]) -> None:
         if self.max_queue_size and len(self._queue) >= self.max_queue_size:
             raise RuntimeError(
                 f"the queue is full ({len(self._queue)} items, max_queue_size="

@@ -315,7 +315,7 @@ async def test_the_place_of_a_worker_that_was_cancelled_is_not_lent() -> None:
             await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
         running = asyncio.create_task(processor.process_all())
         await asyncio.sleep(3.5)
-        pool = processor._pool
+        pool = processor._engine.pool
         assert pool is not None
         assert len(pool._idle) == 4
         idle = [each for each in pool._crew.values() if each.journal.stage == "idle"]
@@ -346,8 +346,8 @@ async def test_no_duplicate_goes_out_once_the_run_is_wound_down() -> None:
         running = asyncio.create_task(processor.process_all())
         # The duplicate of the call that went out at 70 s stands in line.
         await asyncio.sleep(73.5)
-        assert processor._pool is not None
-        processor._pool.wind_down("enough")
+        assert processor._engine.pool is not None
+        processor._engine.pool.wind_down("enough")
         result = await running
     assert len(provider.calls_of("35")) == 1
     assert result.interrupted

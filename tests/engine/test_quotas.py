@@ -150,12 +150,12 @@ async def test_a_run_that_is_wound_down_closes_every_gate() -> None:
     strategies = At("a", refuse), At("b", refuse)
     async with Processor(config=learning(4)) as processor:
         running = await start(processor, *both(*strategies, 10))
-        assert processor._pool is not None
-        processor._pool.wind_down("enough")
+        assert processor._engine.pool is not None
+        processor._engine.pool.wind_down("enough")
         result = await running
     assert result.interrupted
     assert len(result.not_run) == 20
-    assert all(gate.closed is False for gate in processor._gates.all)
+    assert all(gate.closed is False for gate in processor._engine.gates.all)
     assert now() == 1.0
 
 
@@ -165,8 +165,8 @@ async def test_each_quota_has_a_gate_of_its_own_and_the_first_one_the_main_gate(
     async with Processor(config=config) as processor:
         work = [item for strategy in strategies for item in items(strategy, 3)]
         running = await start(processor, *work)
-        gates = [processor._gates.of(strategy) for strategy in strategies]
-        assert gates == processor._gates.all
+        gates = [processor._engine.gates.of(strategy) for strategy in strategies]
+        assert gates == processor._engine.gates.all
         await running
     assert [strategy.instants for strategy in strategies] == [[0.0, 1.0, 2.0]] * 3
 
@@ -250,8 +250,8 @@ async def test_a_limit_may_be_one_quotas_alone() -> None:
         assert second.instants == [0.0, 2.0, 4.0]
         assert result.quotas["b"].requests_per_minute == 30
         processor.set_limits(tokens_per_minute=600)
-        assert processor._gates._limits_of == {"b": (30, 600)}
-        assert processor._gates._limits == (60, 600)
+        assert processor._engine.gates._limits_of == {"b": (30, 600)}
+        assert processor._engine.gates._limits == (60, 600)
 
 
 @pytest.mark.parametrize("limit", [0, -1, math.nan, "60", True])
@@ -277,7 +277,7 @@ async def test_a_limit_of_the_first_quota_is_not_that_of_all() -> None:
         running = await start(processor, *items(provider, 4))
         await asyncio.sleep(0.5)
         processor.set_limits(requests_per_minute=30, quota="a")
-        assert processor._gates._limits == (60, None)
+        assert processor._engine.gates._limits == (60, None)
         await running
     # Half of a call had come in until then.
     assert provider.instants == [0.0, 1.5, 3.5, 5.5]

@@ -474,6 +474,7 @@ def _at_once(call: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it waits")
 
 
+@pytest.mark.no_cover
 def test_public_calls_in_any_order() -> None:
     run_state_machine_as_test(
         PublicCalls, settings=hypothesis_settings(max_examples=400, stateful_step_count=30)

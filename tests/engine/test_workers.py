@@ -135,8 +135,8 @@ async def test_a_bug_of_our_own_comes_out_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     processor = Processor(config=settings())
-    monkeypatch.setattr(processor._lifecycle, "entry_of", lambda strategy: 1 / 0)
-    monkeypatch.setattr(processor._lifecycle, "expect", lambda strategy: None)
+    monkeypatch.setattr(processor._engine.lifecycle, "entry_of", lambda strategy: 1 / 0)
+    monkeypatch.setattr(processor._engine.lifecycle, "expect", lambda strategy: None)
     with pytest.raises(ZeroDivisionError):
         await run_with(processor, *items(Provider()))
     assert [record.levelno for record in caplog.records] == [logging.CRITICAL]

@@ -17,6 +17,7 @@ from batch_llm import (
 from batch_llm._engine import item
 from batch_llm._engine.attempt import Attempts
 from batch_llm._engine.deadlines import Deadlines
+from batch_llm._engine.engine import Engine
 from batch_llm._engine.events import Events
 from batch_llm._engine.gate import Gate
 from batch_llm._engine.item import ItemRunner
@@ -98,13 +99,13 @@ def a_waiter_spins(broken: Broken) -> None:
 
 @mutant("ends", PLAIN)
 def a_lock_is_not_given_back(broken: Broken) -> None:
-    end, lock = ParallelBatchProcessor._end, asyncio.Lock()
+    end, lock = Engine._end, asyncio.Lock()
 
     async def keep(self: Any, pool: Any) -> None:
         await end(self, pool)
         await lock.acquire()
 
-    broken.setattr(ParallelBatchProcessor, "_end", keep)
+    broken.setattr(Engine, "_end", keep)
 
 
 def change_results(broken: Broken, change: Callable[[list[Any]], object]) -> None:
@@ -418,7 +419,7 @@ def results_pile_up(broken: Broken) -> None:
     async def go_on(self: Pool) -> None:
         await asyncio.sleep(0)
 
-    broken.setattr(Pool, "pause", go_on)
+    broken.setattr(Pool, "_pause", go_on)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ for seed in range({}, {}):
 """
 
 
+@pytest.mark.no_cover
 def test_a_seed_gives_the_same_trace_in_any_process() -> None:
     program = DIGEST.format(SEEDS.start, SEEDS.stop)
     elsewhere = [

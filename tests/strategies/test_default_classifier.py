@@ -271,7 +271,7 @@ def test_the_header_names_the_end_of_the_wait(seconds: int) -> None:
         {"Retry_After": "Sun, 09 Sep 2001 01:46:40 GMT"},
         {"Retry_After": "Sun, 09 Sep 2001 01:46:40 GMT", "Date": "today"},
         {"Retry_After": "Sun, 09 Sep 2001 01:46:40 GMT", "Date": "9 Sep 2001 01:46:40 -0000"},
-        {"Retry_After": MagicMock()},
+        pytest.param({"Retry_After": MagicMock()}, id="mock"),
     ],
     ids=repr,
 )
@@ -279,7 +279,7 @@ def test_a_header_that_cannot_be_read_is_none(headers: dict[str, Any]) -> None:
     assert classify(waiting(**headers)) == RATE_LIMIT
 
 
-@pytest.mark.parametrize("response", [None, MagicMock(), SimpleNamespace(headers=None)], ids=repr)
+@pytest.mark.parametrize("response", [None, MagicMock(), SimpleNamespace(headers=None)], ids=type)
 def test_a_response_that_has_no_headers_is_none(response: Any) -> None:
     assert classify(ProviderError("quota", response=response)) == RATE_LIMIT
 

@@ -1,6 +1,7 @@
 """What a call will cost, learned from those before it."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -106,3 +107,22 @@ def test_a_busy_strategy_does_not_outweigh_the_others_for_ever() -> None:
         estimator.learn(busy, "x" * 400, usage(100, length))
     assert estimator.estimate(busy, "x" * 400) == pytest.approx(100 + 900)
     assert estimator.estimate(object(), "x" * 400) == pytest.approx(100 + 10)
+
+
+@pytest.mark.parametrize("prompt", [123_456_789, ["a", "b"], {"question": "why?"}])
+def test_a_prompt_need_not_be_a_text(prompt: Any) -> None:
+    estimator, strategy = LearnedTokenEstimator(), object()
+    for _ in range(3):
+        estimator.learn(strategy, prompt, usage(70, 5))
+    assert estimator.estimate(strategy, prompt) == pytest.approx(70 + 5)
+
+
+def test_it_need_not_be_told_of_each_answer_for_ever() -> None:
+    estimator, busy = LearnedTokenEstimator(), object()
+    for _ in range(99):
+        estimator.learn(busy, "x" * 400, usage(100, 10))
+        assert estimator.to_skip == 0
+    estimator.learn(busy, "x" * 400, usage(100, 10))
+    assert estimator.to_skip == 7
+    estimator.learn(object(), "x" * 400, usage(100, 10))
+    assert estimator.to_skip == 0

@@ -113,6 +113,7 @@ def test_nested_timeouts_and_gathers_end_at_their_own_instants() -> None:
     assert run(main()) == ([30.0, 10.0, 20.0], 45.0)
 
 
+@pytest.mark.no_cover
 def test_a_hundred_thousand_timers() -> None:
     async def main() -> int:
         fired: list[float] = []

@@ -10,7 +10,7 @@ from typing import Any, cast
 from batch_llm._engine.deadlines import Deadlines
 from batch_llm._engine.gate import Gate
 from batch_llm._engine.hedge import Hedges
-from batch_llm._engine.journal import Failure, Journal
+from batch_llm._engine.journal import Failure, Journal, total_of
 from batch_llm._engine.tasks import FATAL
 from batch_llm._engine.worker import Worker
 from batch_llm.base import LLMWorkItem, ProcessingStats
@@ -134,25 +134,44 @@ class Attempts:
             SystemExit: The strategy raised it.
         """
         timed_out = False
-        if self._deadlines.running.pop(worker, None) is None:
+        try:
+            # Half as long as pop() with a default.
+            del self._deadlines.running[worker]
+        except KeyError:
             timed_out = self._was_late(worker)
         answer = returned
         if type(returned) is not tuple or len(returned) != _ANSWER:  # pyright: ignore[reportUnknownArgumentType]
             answer = _unusual_answer(journal, returned)
-        gate = journal.entry.gate
-        if not gate.wide_open:
+        entry = journal.entry
+        gate = entry.gate
+        if not gate.is_calm:
             gate.ended(journal.admission, answered=answer is not None)
-        if answer is not None:
-            gate.answers += 1
-            journal.entry.has_answered = True
-            journal.output, usage = answer
-            journal.bill(usage, self._stats)
-            if journal.admission is not None or journal.metadata is not None:
-                self._tell_gate(journal, usage, headers_in(journal.metadata))
-            if self._detailed:
-                item_id = journal.item.item_id
-                _log.debug("item %s: attempt %s: answer, %s", item_id, journal.attempt, usage)
-            return None
+        if answer is None:
+            return self._failure(journal, worker, returned, error, timed_out=timed_out)
+        gate.answers += 1
+        entry.has_answered = True
+        journal.output, usage = answer
+        used = journal.bill(usage, self._stats)
+        if journal.booked:
+            booked, journal.booked = journal.booked, 0.0
+            if usage:
+                gate.settle(journal.item, booked, used, usage)
+        if not journal.is_plain:
+            _tell_gate(journal, headers_in(journal.metadata))
+        if self._detailed:
+            item_id = journal.item.item_id
+            _log.debug("item %s: attempt %s: answer, %s", item_id, journal.attempt, usage)
+        return None
+
+    def _failure(
+        self,
+        journal: Journal,
+        worker: Worker,
+        returned: Any,
+        error: BaseException | None,
+        *,
+        timed_out: bool,
+    ) -> Failure:
         if error is None:
             method = "dry_run" if self.dry_run else "execute"
             error = _wrong_shape(f"{type(journal.item.strategy).__name__}.{method}", returned)
@@ -160,26 +179,29 @@ class Attempts:
             raise error
         elif timed_out and isinstance(error, asyncio.CancelledError):
             error = _timeout(journal.item.strategy, self._deadlines.seconds)
+        journal.is_plain = False
         usage = journal.bill_failure(error, self._stats)
         info = self._classify(error, journal.item)
-        self._tell_gate(journal, usage, headers_of(error), is_refusal=info.is_rate_limit)
+        if journal.booked:
+            booked, journal.booked = journal.booked, 0.0
+            # A refused call has used nothing; of another without usage nothing is known.
+            if usage or info.is_rate_limit:
+                journal.entry.gate.settle(journal.item, booked, total_of(usage), usage)
+        _tell_gate(journal, headers_of(error), is_refusal=info.is_rate_limit)
         return Failure(error, info)
-
-    def _tell_gate(
-        self, journal: Journal, usage: object, headers: object, *, is_refusal: bool = False
-    ) -> None:
-        """Let the gate know what a call has cost, and what its response says of the limits."""
-        gate, admission = journal.entry.gate, journal.admission
-        if admission is not None and (usage or is_refusal):
-            gate.settle(admission, journal.item, usage)
-        if headers is not None and gate.adapts:
-            gate.told(headers, admission, is_refusal=is_refusal)
 
     def _was_late(self, worker: Worker) -> bool:
         """Whether the worker's time ran out, rather than the run's."""
         if worker.replaced:
             raise asyncio.CancelledError
         return self._deadlines.close(worker)
+
+
+def _tell_gate(journal: Journal, headers: object, *, is_refusal: bool = False) -> None:
+    """Let the gate know what a response says of the limits."""
+    gate = journal.entry.gate
+    if headers is not None and gate.adapts:
+        gate.told(headers, journal.admission, is_refusal=is_refusal)
 
 
 async def _pretend(strategy: Any, prompt: str) -> Any:
@@ -195,7 +217,8 @@ def _unusual_answer(journal: Journal, returned: Any) -> tuple[Any, Any] | None:
     if not issubclass(type(returned), tuple) or len(returned) not in (_ANSWER, _LONG_ANSWER):
         return None
     output, usage, *more = returned
-    journal.metadata = more[0] if more else None
+    if more:
+        journal.metadata, journal.is_plain = more[0], False
     return output, usage
 
 

@@ -3,28 +3,40 @@
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from batch_llm._engine.tasks import FATAL
-from batch_llm.base import LLMWorkItem
 from batch_llm.core.protocols import TokenEstimator
 
 _log = logging.getLogger(__name__)
 
-Item = LLMWorkItem[Any, Any, Any]
+
+class Estimator(TokenEstimator, Protocol):
+    """What a gate asks.
+
+    Attributes:
+        to_skip: How many answers it need not be told of before the next.
+        is_asked_each_time: Whether it wants to know of each call; if not, calls of one moment
+            may pass for equal.
+    """
+
+    to_skip: int
+    is_asked_each_time: bool
 
 
-class Estimates:
-    """Asks an estimator, which may fail without harm: its calls then count for nothing."""
+class Guarded:
+    """An estimator of the user's, which may fail without harm: its calls then count for nothing."""
 
     def __init__(self, estimator: TokenEstimator) -> None:
         self._estimator = estimator
         self._has_failed = False
+        self.to_skip = 0
+        self.is_asked_each_time = True
 
-    def tokens_of(self, item: Item) -> float:
-        """What a call for the item is expected to cost."""
+    def estimate(self, strategy: Any, prompt: str) -> float:
+        """What a call is expected to cost."""
         try:
-            tokens: Any = self._estimator.estimate(item.strategy, item.prompt)
+            tokens: Any = self._estimator.estimate(strategy, prompt)
             if not (0 <= tokens < math.inf):
                 raise ValueError(f"estimate returned {tokens!r}; it must return tokens >= 0")
             return float(tokens)
@@ -34,10 +46,10 @@ class Estimates:
             self._fail("estimate", error)
             return 0.0
 
-    def learn(self, item: Item, usage: Mapping[str, int]) -> None:
+    def learn(self, strategy: Any, prompt: str, usage: Mapping[str, int]) -> None:
         """Tell the estimator what a call has cost."""
         try:
-            self._estimator.learn(item.strategy, item.prompt, usage)
+            self._estimator.learn(strategy, prompt, usage)
         except FATAL:
             raise
         except BaseException as error:

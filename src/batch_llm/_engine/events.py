@@ -5,7 +5,6 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
-from types import CoroutineType
 from typing import Any
 
 from batch_llm._engine.deadlines import Deadlines, Holder
@@ -34,7 +33,6 @@ class _Feed:
         events: Deals out what happens.
         deadlines: Bounds the handling of each event.
         fail: Told of a KeyboardInterrupt or SystemExit.
-        has_company: Whether others are told the same, so that the data has to be copied.
     """
 
     def __init__(
@@ -44,11 +42,11 @@ class _Feed:
         deadlines: Deadlines,
         *,
         fail: Callable[[BaseException], None],
-        has_company: bool,
     ) -> None:
         self.observer = observer
         self.backlog: list[_Record] = []
-        self._batch: Iterator[_Record] = iter(())
+        self._batch: list[_Record] = []
+        self._rest: Iterator[_Record] = iter(())
         self.task: asyncio.Task[None]
         self.asleep: asyncio.Future[None] | None = None
         self.caught_up: asyncio.Future[None] | None = None
@@ -56,7 +54,7 @@ class _Feed:
         self._deadlines = deadlines
         self._events = events
         self._fail = fail
-        self._has_company = has_company
+        self._is_async = inspect.iscoroutinefunction(observer.on_event)
         self._loop = asyncio.get_running_loop()
         self._is_timed = False
         self._timeouts = 0
@@ -64,29 +62,28 @@ class _Feed:
     @property
     def is_behind(self) -> bool:
         """Whether the run should wait for it."""
-        return len(self.backlog) + length_hint(self._batch) >= _BACKLOG
+        return len(self.backlog) + length_hint(self._rest) >= _BACKLOG
 
     async def work(self) -> None:
         self._loop.call_soon(self._start_the_time)
-        while True:
+        while not self.left_out:
             self._events.deal()
             if not self.backlog:
                 await self._next_event()
                 continue
-            on_event, has_company = self.observer.on_event, self._has_company
-            self._batch, self.backlog = iter(self.backlog), []
-            for event, data in self._batch:
+            on_event, is_async = self.observer.on_event, self._is_async
+            self._batch, self.backlog = self.backlog, []
+            self._rest = iter(self._batch)
+            for event, data in self._rest:
                 try:
-                    called: Any = on_event(event, data.copy() if has_company else data)
-                    if type(called) is CoroutineType or inspect.isawaitable(called):
+                    called: Any = on_event(event, data)
+                    if is_async or inspect.isawaitable(called):
                         await called
                 except BaseException as error:
                     self._judge(event, error)
                 else:
                     if self._is_timed or self._timeouts:
                         self._judge(event, None)
-                if self.left_out:
-                    return
 
     async def _next_event(self) -> None:
         if self.caught_up is not None and not self.caught_up.done():
@@ -144,6 +141,7 @@ class _Feed:
         """Stop feeding an observer that would hold up the run."""
         self.left_out = True
         self.backlog.clear()
+        self._batch.clear()
         if self.caught_up is not None and not self.caught_up.done():
             self.caught_up.set_result(None)
 
@@ -178,10 +176,8 @@ class Events:
             fail: Told of a KeyboardInterrupt or SystemExit.
         """
         self._deadlines = Deadlines(OBSERVER_SECONDS, on_stuck=self._stuck)
-        has_company = len(self.observers) > 1
         self._feeds = [
-            _Feed(observer, self, self._deadlines, fail=fail, has_company=has_company)
-            for observer in self.observers
+            _Feed(observer, self, self._deadlines, fail=fail) for observer in self.observers
         ]
         for feed in self._feeds:
             feed.task = tasks.spawn(feed.work(), name=f"observer {type(feed.observer).__name__}")
@@ -200,9 +196,10 @@ class Events:
         if not news:
             return
         self.deal_at = _AT_ONCE if self._feeds else 1
+        shared = len(self._feeds) > 1
         for feed in self._feeds:
             if not feed.left_out:
-                feed.backlog += news
+                feed.backlog += [(event, data.copy()) for event, data in news] if shared else news
                 self.crowded = self.crowded or feed.is_behind
                 if feed.asleep is not None:
                     feed.wake()

@@ -4,26 +4,29 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from batch_llm._engine.estimates import Estimates, Item
+from batch_llm._engine.estimates import Estimator
 from batch_llm._engine.events import Events
-from batch_llm._engine.journal import describe
-from batch_llm._engine.meters import Meter
+from batch_llm._engine.journal import Journal, describe
+from batch_llm._engine.meters import LARGEST_BLOCK, Meters
 from batch_llm._engine.slow_start import SlowStart, is_duration
 from batch_llm._engine.tasks import FATAL, Tasks
 from batch_llm._engine.waits import Reason, Waits
-from batch_llm.base import QuotaStatistics
+from batch_llm.base import LLMWorkItem, QuotaStatistics
 from batch_llm.core.clock import clock_of, loop_time
 from batch_llm.llm_strategies._usage import is_plain, read_usage
 from batch_llm.observers.events import ProcessingEvent
 from batch_llm.strategies._http import allowances_of
 from batch_llm.strategies.adaptive import AdaptiveLimit, Admission
 from batch_llm.strategies.rate_limit import RateLimitStrategy
+from batch_llm.strategies.tokens import LearnedTokenEstimator
 
 _log = logging.getLogger(__name__)
+
+Item = LLMWorkItem[Any, Any, Any]
 
 
 @dataclass(slots=True)
@@ -50,6 +53,7 @@ class Gate:
         consecutive: Cooldowns since any call succeeded.
         closed: Whether no call goes out any more in this run.
         wide_open: Whether a call may go out at once, with nothing to wait for or count.
+        is_calm: Whether there is nothing to wait for or count but requests and tokens.
         answers: Calls of the run that were answered.
         tokens: Tokens that its calls were billed for.
         refusals: Calls that were refused.
@@ -69,18 +73,15 @@ class Gate:
         self.epoch = 0
         self.consecutive = 0
         self._waiting: deque[_Turn] = deque()
-        self._requests_meter: Meter | None = None
-        self._tokens_meter: Meter | None = None
+        self._meters = Meters()
         self._calls_in_flight: Callable[[Gate], int]
-        self._counts = False
-        self._estimates: Estimates | None = None
+        self._estimator: Estimator
         self._limit: AdaptiveLimit | None = None
         self._paused_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._slow_start = SlowStart()
         self._reason: Reason = "quota"
-        self.closed = False
-        self.wide_open = True
+        self.closed, self.wide_open, self.is_calm = False, True, True
         self._begin(0.0)
 
     def _begin(self, now: float) -> None:
@@ -91,25 +92,26 @@ class Gate:
         self,
         limit: AdaptiveLimit | None = None,
         *,
-        estimates: Estimates | None = None,
+        estimator: Estimator | None = None,
         calls_in_flight: "Callable[[Gate], int]" = lambda _: 0,
     ) -> None:
         """Begin a run, perhaps on another event loop than the last.
 
         Args:
             limit: Learns the provider's limit; None where a rate-limit strategy decides.
-            estimates: What calls will cost; needed by ``tokens_of`` and ``settle``.
+            estimator: Tells what calls will cost, and never fails; by default learns it.
             calls_in_flight: Counts those that were let out while nobody counted.
         """
         loop = asyncio.get_running_loop()
-        self._estimates, self._limit, self._paused_at = estimates, limit, None
+        self._estimator = LearnedTokenEstimator() if estimator is None else estimator
+        self._most_at_once = 1 if self._estimator.is_asked_each_time else LARGEST_BLOCK
+        self._limit, self._paused_at = limit, None
         self._calls_in_flight = calls_in_flight
         if self._loop is not loop:
             self._loop = loop
             self.resumed = asyncio.Event()
             self.resumed.set()
-            for meter in self._meters:
-                meter.reset()
+            self._meters.reset()
         self._now = clock_of(loop)
         self._begin(loop.time())
         self._set_wide_open()
@@ -119,16 +121,10 @@ class Gate:
     ) -> None:
         """Hold to other limits from now on; None for none. Whoever waits is looked at again."""
         now = 0.0 if self._loop is None else self._loop.time()
-        self._requests_meter = _resized(self._requests_meter, requests_per_minute, now, spare=1.0)
-        self._tokens_meter = _resized(self._tokens_meter, tokens_per_minute, now)
-        self._counts = bool(self._meters)
+        self._meters.resize(requests_per_minute, tokens_per_minute, now)
         if self._waiting:
             self._advance()
         self._set_wide_open()
-
-    @property
-    def _meters(self) -> list[Meter]:
-        return [each for each in (self._requests_meter, self._tokens_meter) if each is not None]
 
     def statistics(self) -> QuotaStatistics:
         """What happened at the gate in this run so far."""
@@ -137,7 +133,7 @@ class Gate:
         limit = self._limit
         learned = None if limit is None else limit.statistics()
         is_capped = limit is not None and limit.is_capped
-        requests, tokens = self._requests_meter, self._tokens_meter
+        requests, tokens = self._meters.requests, self._meters.tokens
         return QuotaStatistics(
             seconds=now - self._begun,
             answered=self.answers,
@@ -165,13 +161,42 @@ class Gate:
 
     def tokens_of(self, item: Item) -> float:
         """What to ask ``acquire`` for: the tokens that a call will cost, 0 if nobody counts."""
-        meter, estimates = self._tokens_meter, self._estimates
+        meter = self._meters.tokens
         is_learned = self._limit is not None and self._limit.is_engaged
-        if estimates is None or (meter is None and not is_learned):
+        if meter is None and not is_learned:
             return 0.0
-        tokens = estimates.tokens_of(item)
+        tokens = self._estimator.estimate(item.strategy, item.prompt)
         # More than a minute's quota is let in by no provider, and would be a debt for ever.
         return tokens if meter is None else min(tokens, meter.per_minute)
+
+    def admit(self, journal: Journal) -> bool:
+        """Let a call out at once, as most are where only requests and tokens are counted.
+
+        Args:
+            journal: The record of its item; told what was booked.
+
+        Returns:
+            Whether the call may go out; if not, it is to ``line_up``.
+        """
+        if self._waiting or not self.is_calm:
+            return False
+        now, meters = self._now(), self._meters
+        if meters.permits and now < meters.valid_until:
+            meters.permits -= 1
+        elif not meters.take_block(now, self.tokens_of(journal.item), most=self._most_at_once):
+            return False
+        journal.booked = meters.booked
+        return True
+
+    async def line_up(self, journal: Journal) -> None:
+        """Wait until the next call for an item may go out.
+
+        Args:
+            journal: The record of its item; told what was booked.
+        """
+        journal.admission = admission = await self.acquire(self.tokens_of(journal.item))
+        journal.booked = 0.0 if admission is None else admission.tokens
+        journal.is_plain = False
 
     async def acquire(self, tokens: float = 0.0) -> Admission | None:
         """Wait until a call may go out.
@@ -186,8 +211,7 @@ class Gate:
             now = self._now()
             if self._ready_at(tokens, now) <= now:
                 admission = self._let_out(now, tokens)
-                if not self._counts:
-                    self._set_wide_open()
+                self._set_wide_open()
                 return admission
         loop = asyncio.get_running_loop()
         turn = _Turn(loop.create_future(), tokens)
@@ -213,15 +237,15 @@ class Gate:
 
     def _take_back(self, admission: Admission | None) -> None:
         """A call that was let out is not made after all."""
-        if self._tokens_meter is not None and admission is not None:
-            self._tokens_meter.take(self._now(), -admission.tokens)
+        if self._meters.tokens is not None and admission is not None:
+            self._meters.tokens.give_back(admission.tokens)
         if self._limit is not None:
             self._limit.end()
-        if self._limit is not None or self._tokens_meter is not None:
+        if self._limit is not None or self._meters.tokens is not None:
             self._advance()
 
     def ended(self, admission: Admission | None, *, answered: bool) -> None:
-        """A call ended that was made while the gate was not wide open.
+        """A call ended while the gate is not calm.
 
         Args:
             admission: What ``acquire`` gave, if it was asked.
@@ -235,36 +259,35 @@ class Gate:
                 self._limit.answered(admission, self._now())
             if self._waiting:
                 self._advance()
-        if not self._counts:
-            self._set_wide_open()
+        self._set_wide_open()
 
-    def settle(self, admission: Admission, item: Item, usage: object) -> None:
+    def settle(self, item: Item, booked: float, used: int, usage: object) -> None:
         """Give back what a call has used less than was expected of it, or owe what was more.
 
         Args:
-            admission: What ``acquire`` gave.
             item: The call's item.
-            usage: What the call was billed for, in any shape; nothing at all if it was
-                refused. A call of which that is unknown is not settled.
+            booked: What was expected.
+            used: The tokens that the call was billed for.
+            usage: The same as the strategy has told it, in any shape.
         """
-        if not admission.tokens or self._estimates is None:
+        estimator = self._estimator
+        if estimator.to_skip:
+            estimator.to_skip -= 1
+        elif used:
+            counts: Any = usage if is_plain(usage) else read_usage(usage)
+            estimator.learn(item.strategy, item.prompt, counts)
+        meter = self._meters.tokens
+        if meter is None:
             return
-        counts = cast("Mapping[str, int]", usage if is_plain(usage) else read_usage(usage))
-        used = counts.get("total_tokens", 0)
-        if used:
-            self._estimates.learn(item, counts)
-        meter = self._tokens_meter
-        if meter is not None:
-            meter.take(self._now(), min(used, meter.per_minute) - admission.tokens)
-            if self._waiting:
-                self._advance()
+        if used <= booked:
+            meter.give_back(booked - used)
+        else:
+            meter.take(self._now(), min(used, meter.per_minute) - booked)
+        if self._waiting:
+            self._advance()
 
     def told(
-        self,
-        headers: object,
-        admission: Admission | None,
-        *,
-        is_refusal: bool = False,
+        self, headers: object, admission: Admission | None, *, is_refusal: bool = False
     ) -> None:
         """A response has headers, which may say how much is left.
 
@@ -275,11 +298,13 @@ class Gate:
         """
         if self._limit is None or not (found := allowances_of(headers)):
             return
-        if not self._limit.is_engaged:
-            self._limit.engage(answered=self.answers, in_flight=self._calls_in_flight(self))
-            self.wide_open = False
-        now = self._now()
-        self._limit.told(found, admission, now, is_refusal=is_refusal)
+        self._engage(self._limit)
+        self._limit.told(found, admission, self._now(), is_refusal=is_refusal)
+
+    def _engage(self, limit: AdaptiveLimit) -> None:
+        if not limit.is_engaged:
+            limit.engage(answered=self.answers, in_flight=self._calls_in_flight(self))
+            self._set_wide_open()
 
     def refused(self, admission: Admission | None, *, hint_seconds: float | None) -> None:
         """A call that ended was refused: learn from it.
@@ -291,9 +316,7 @@ class Gate:
         assert self._limit is not None
         if self.refusals == 1:
             _log.warning("rate limited: from now on calls go out as the provider lets them in")
-        if not self._limit.is_engaged:
-            self._limit.engage(answered=self.answers, in_flight=self._calls_in_flight(self))
-        self.wide_open = False
+        self._engage(self._limit)
         hint = float(hint_seconds) if is_duration(hint_seconds) else None
         self._limit.refused(admission, self._now(), hint)
         self._advance()
@@ -310,8 +333,8 @@ class Gate:
             return
         self.epoch += 1
         self.consecutive += 1
-        self.wide_open = False
         self.resumed.clear()
+        self._set_wide_open()
         self._note_wait()
         seconds, error = 0.0, None
         try:
@@ -367,7 +390,8 @@ class Gate:
 
     def close(self) -> None:
         """Let out no more calls in this run."""
-        self.closed, self.wide_open = True, False
+        self.closed = True
+        self._set_wide_open()
 
     def reset(self) -> None:
         """End cooldown and slow start; the next run starts with an open gate."""
@@ -411,40 +435,31 @@ class Gate:
         self._waits.note(reason, self._now())
 
     def _set_wide_open(self) -> None:
-        self.wide_open = (
+        self.is_calm = (
             (self._limit is None or self._limit.is_idle)
-            and not self._counts
             and not (self._slow_start.is_on or self.consecutive or self.closed)
             and self.resumed.is_set()
         )
+        self.wide_open = self.is_calm and not self._meters.counts
 
     def _let_out(self, now: float, tokens: float) -> Admission | None:
         if self._slow_start.is_on:
             self._slow_start.let_out(now)
-        if self._requests_meter is not None:
-            self._requests_meter.take(now)
-        if self._tokens_meter is not None:
-            self._tokens_meter.take(now, tokens)
+        self._meters.take(now, tokens)
         if self._limit is None:
             return Admission(0, now, 0, tokens) if tokens else None
         admission = self._limit.start(now, tokens)
-        if self._limit.is_blocked or self._paused_at is not None:
-            self._tell_pause(self._limit)
+        self._tell_pause(self._limit)
         return admission
 
     def _ready_at(self, tokens: float, now: float) -> float:
         """When a call may go out, and what it waits for until then."""
-        ready_at, self._reason = -math.inf, "quota"
-        if self._requests_meter is not None:
-            ready_at = self._requests_meter.ready_at()
-        if self._tokens_meter is not None:
-            ready_at = max(ready_at, self._tokens_meter.ready_at(tokens))
+        ready_at, self._reason = self._meters.ready_at(tokens), "quota"
         if self._limit is not None:
             learned_at = self._limit.ready_at(now, tokens)
             if learned_at > ready_at:
                 ready_at, self._reason = learned_at, _reason_of(self._limit, learned_at)
-            if self._limit.is_blocked or self._paused_at is not None:
-                self._tell_pause(self._limit)
+            self._tell_pause(self._limit)
         if self._slow_start.is_on:
             self._reason = "cooldown"
             ready_at = max(ready_at, self._slow_start.ready_at(self.strategy))
@@ -452,8 +467,7 @@ class Gate:
 
     def _tell_pause(self, limit: AdaptiveLimit) -> None:
         """Where nothing is let in, the time until the next try is a cooldown for who watches."""
-        until = limit.paused_until
-        now = self._now()
+        until, now = limit.paused_until, self._now()
         if until is not None and self._paused_at is None:
             self._paused_at = now
             self.consecutive += 1
@@ -483,15 +497,3 @@ def _reason_of(limit: AdaptiveLimit, ready_at: float) -> Reason:
     if limit.is_blocked:
         return "cooldown"
     return "slots" if ready_at == math.inf or not limit.is_engaged else "quota"
-
-
-def _resized(
-    meter: Meter | None, per_minute: float | None, now: float, *, spare: float = 0.0
-) -> Meter | None:
-    if per_minute is None or per_minute == math.inf:
-        return None
-    if meter is None:
-        return Meter(per_minute, spare=spare)
-    if meter.per_minute != per_minute:
-        meter.resize(per_minute, now)
-    return meter

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import EllipsisType
 from typing import Any
 
-from batch_llm._engine.estimates import Estimates
+from batch_llm._engine.estimates import Estimator, Guarded
 from batch_llm._engine.events import Events
 from batch_llm._engine.gate import Gate
 from batch_llm._engine.tasks import Tasks
@@ -61,7 +61,7 @@ class Gates:
         self._hook_seconds = hook_seconds
         self._limits: tuple[Limit, Limit] = (requests_per_minute, tokens_per_minute)
         self._limits_of: dict[str, tuple[Limit, Limit]] = {}
-        self._estimates: Estimates | None = None
+        self._estimator: Estimator | None = None
         self._calls_in_flight: Callable[[Gate], int]
         self._max_workers: int | None = None
         self._gates: dict[str, Gate] = {}
@@ -97,7 +97,8 @@ class Gates:
         """
         self._calls_in_flight = calls_in_flight
         self._strategy, self._max_workers = strategy, max_workers
-        self._estimates = Estimates(LearnedTokenEstimator() if estimator is None else estimator)
+        own = LearnedTokenEstimator() if estimator is None else estimator
+        self._estimator = own if isinstance(own, LearnedTokenEstimator) else Guarded(own)
         self._used = {}
         for gate in self.all:
             self._start(gate)
@@ -111,11 +112,11 @@ class Gates:
         gate.strategy = self._strategy
         most = self._max_workers
         limit = None if most is None else AdaptiveLimit(most, loop_time())
-        gate.start(limit, estimates=self._estimates, calls_in_flight=self._calls_in_flight)
+        gate.start(limit, estimator=self._estimator, calls_in_flight=self._calls_in_flight)
 
     def of(self, strategy: object) -> Gate:
         """The gate of a strategy's quota."""
-        if self._estimates is None:
+        if self._estimator is None:
             return self.main
         if self._max_workers is None:
             self._used[DEFAULT_QUOTA] = self.main
@@ -160,7 +161,7 @@ class Gates:
 
     def statistics(self) -> dict[str, QuotaStatistics]:
         """What happened at each quota, in this run so far or else in the last."""
-        if self._estimates is None:
+        if self._estimator is None:
             return dict(self._latest)
         return {quota: gate.statistics() for quota, gate in self._used.items()}
 
@@ -172,7 +173,7 @@ class Gates:
     def reset(self) -> None:
         """End the run: cooldowns and slow start too, so that the next one finds open gates."""
         self._latest = self.statistics()
-        self._estimates = None
+        self._estimator = None
         for gate in self.all:
             gate.reset()
 

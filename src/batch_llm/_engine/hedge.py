@@ -161,9 +161,10 @@ class Hedges:
         is_refused = info is not None and info.is_rate_limit
         if admission is not None and (len(tasks) == 1 or is_refused):
             # Nothing was used.
-            gate.settle(admission, journal.item, {})
+            gate.settle(journal.item, admission.tokens, 0, {})
         elif admission is not None and again is not None and again.error is None:
-            gate.settle(admission, journal.item, _usage_in(again.value))
+            usage = _usage_in(again.value)
+            gate.settle(journal.item, admission.tokens, usage.get("total_tokens", 0), usage)
         if info is not None and is_refused and gate.adapts:
             gate.refused(admission, hint_seconds=info.suggested_wait)
 

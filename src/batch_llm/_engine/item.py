@@ -1,6 +1,5 @@
 """The story of one item, from the worker that took it to its result."""
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from batch_llm._engine.events import Events
 from batch_llm._engine.gates import Gates
 from batch_llm._engine.hooks import Hooks
 from batch_llm._engine.journal import Failure, Journal, describe, total_of
-from batch_llm._engine.lifecycle import Lifecycle
+from batch_llm._engine.lifecycle import NOBODY, Lifecycle
 from batch_llm._engine.progress import Progress
 from batch_llm._engine.recovery import Recovery
 from batch_llm._engine.worker import Worker
@@ -33,18 +32,25 @@ _ITEM_COMPLETED = ProcessingEvent.ITEM_COMPLETED
 class Pool(Protocol):
     """Where a worker's items come from, and where their results go."""
 
-    taking: bool
     queue: deque[LLMWorkItem[Any, Any, Any]]
-    adding: deque[asyncio.Future[None]]
+    self_service: bool
     outbox: list[WorkItemResult[Any, Any]]
     pause_at: int
 
     async def next_item(self) -> LLMWorkItem[Any, Any, Any] | None:
-        """Wait for an item; None at the end of the run."""
+        """Let others have their turn where it is time for that, and wait for an item.
+
+        Returns:
+            None at the end of the run.
+        """
         ...
 
-    async def pause(self) -> None:
-        """Let others have their turn: there are as many results as they wanted."""
+    def leave(self, worker: Worker, error: BaseException) -> None:
+        """Pass on what ends a worker, and save what it has.
+
+        Raises:
+            asyncio.CancelledError: That was the error.
+        """
         ...
 
 
@@ -69,49 +75,50 @@ class ItemRunner:
         A worker has one coroutine for all its items: one for each would be a tenth of the
         time that an item takes.
         """
-        journal, queue, adding, entries = (
-            worker.journal,
-            pool.queue,
-            pool.adding,
-            self.lifecycle.entries,
-        )
-        attempts, has_hooks = self.attempts, self.hooks.follow
-        while (
-            item := queue.popleft()
-            if queue and pool.taking and not adding
-            else await pool.next_item()
-        ) is not None:
-            entry = entries.get(id(item.strategy)) or self.lifecycle.entry_of(item.strategy)
-            journal.begin(item, entry)
-            if self.events.watched:
-                self._tell_start(journal)
-            ending: Ending = entry.failure
-            if has_hooks or not entry.prepared:
-                ending = await self._let_in(journal)
-                entry = journal.entry
-            gate = entry.gate
-            while ending is None:
-                if not (gate.wide_open or attempts.dry_run):
-                    journal.admission = await gate.acquire(gate.tokens_of(journal.item))
-                returned = error = None
-                try:
-                    returned = await attempts.call(journal, worker)
-                except BaseException as raised:
-                    error = raised
-                failure = attempts.outcome(journal, worker, returned, error)
-                if failure is None:
-                    break
-                ending = await self._after(journal, failure)
-            if has_hooks or entry.pending == 1:
-                result = await self.conclude(journal, ending)
-            else:
-                result = _result_of(journal, ending)
-                self._take_down(journal, result)
-                entry.pending -= 1
-            journal.stage = "idle"
-            pool.outbox.append(result)
-            if len(pool.outbox) >= pool.pause_at or self.events.crowded:
-                await pool.pause()
+        journal, queue, entry = worker.journal, pool.queue, NOBODY
+        attempts, events, entry_of = self.attempts, self.events, self.lifecycle.entry_of
+        watched, has_hooks = events.watched, self.hooks.follow
+        try:
+            while (
+                item := queue.popleft()
+                if queue
+                and pool.self_service
+                and len(pool.outbox) < pool.pause_at
+                and not events.crowded
+                else await pool.next_item()
+            ) is not None:
+                is_known = item.strategy is entry.strategy and entry.pending
+                entry = entry if is_known else entry_of(item.strategy)
+                journal.begin(item, entry)
+                if watched:
+                    self._tell_start(journal)
+                ending: Ending = entry.failure
+                if has_hooks or not entry.prepared:
+                    ending = await self._let_in(journal)
+                    entry = journal.entry
+                gate = entry.gate
+                while ending is None:
+                    if not (gate.wide_open or attempts.dry_run or gate.admit(journal)):
+                        await gate.line_up(journal)
+                    returned = error = None
+                    try:
+                        returned = await attempts.call(journal, worker)
+                    except BaseException as raised:
+                        error = raised
+                    failure = attempts.outcome(journal, worker, returned, error)
+                    if failure is None:
+                        break
+                    ending = await self._after(journal, failure)
+                if has_hooks or entry.pending == 1:
+                    result = await self.conclude(journal, ending)
+                else:
+                    result = _result_of(journal, ending)
+                    self._take_down(journal, result)
+                    entry.pending -= 1
+                journal.stage = "idle"
+                pool.outbox.append(result)
+        except BaseException as error:
+            pool.leave(worker, error)
 
     def _tell_start(self, journal: Journal) -> None:
         journal.started = self.now()
@@ -175,6 +182,7 @@ class ItemRunner:
                 result.token_usage = journal.usage or TokenUsage()
             if journal.state is not None and result.retry_state is None:
                 result.retry_state = journal.state
+        journal.result, journal.stage = result, "concluded"
         self._take_down(journal, result)
         if self.hooks.post_processor is not None:
             await self.hooks.finished(result)
@@ -197,16 +205,15 @@ class ItemRunner:
 
     async def take_over(self, journal: Journal, error: BaseException) -> WorkItemResult[Any, Any]:
         """Conclude an item whose worker is gone, from wherever that worker left off."""
-        if journal.result is None:
+        if journal.stage in ("calling", "concluding"):
             info = self.recovery.classify(error, journal.item)
             return await self.conclude(journal, Failure(error, info))
-        if journal.stage != "released":
+        if journal.stage == "concluded":
             await self._release(journal)
         return journal.result
 
     def _take_down(self, journal: Journal, result: WorkItemResult[Any, Any]) -> None:
         """Put a result into the record and the stats, and tell whoever watches."""
-        journal.result = result
         stats = self.stats
         stats.processed += 1
         if not result.success:
@@ -214,10 +221,11 @@ class ItemRunner:
         else:
             stats.succeeded += 1
             if self.events.watched:
+                usage = journal.usage
                 data: dict[str, Any] = {
                     "item_id": result.item_id,
                     "duration": self.now() - journal.started,
-                    "tokens": total_of(journal.usage or {}),
+                    "tokens": total_of(usage) if usage else 0,
                 }
                 if journal.state is not None:
                     data["state"] = journal.state
@@ -257,19 +265,30 @@ def _result_of(journal: Journal, ending: Ending) -> WorkItemResult[Any, Any]:
     result.token_usage = journal.usage or TokenUsage()
     result.gemini_safety_ratings = None
     result.attempts = journal.attempt
+    if not journal.is_plain:
+        _add_particulars(result, journal)
+    if ending is not None:
+        _add_ending(result, ending)
+    return result
+
+
+def _add_particulars(result: WorkItemResult[Any, Any], journal: Journal) -> None:
     if journal.state is not None:
         result.retry_state = journal.state
     if journal.metadata is not None:
         result.metadata = journal.metadata
         result.gemini_safety_ratings = _ratings_of(journal.metadata)
-    if ending is not None:
-        result.success = False
-        result.error = describe(ending.error) if isinstance(ending, Failure) else ending
-    if isinstance(ending, Failure):
-        result.exception = ending.error
-        ratings = _ratings_of(vars(ending.error))
-        result.gemini_safety_ratings = ratings or result.gemini_safety_ratings
-    return result
+
+
+def _add_ending(result: WorkItemResult[Any, Any], ending: Failure | Skipped) -> None:
+    result.success = False
+    if not isinstance(ending, Failure):
+        result.error = ending
+        return
+    result.error = describe(ending.error)
+    result.exception = ending.error
+    ratings = _ratings_of(vars(ending.error))
+    result.gemini_safety_ratings = ratings or result.gemini_safety_ratings
 
 
 def _ratings_of(source: Any) -> dict[str, str] | None:

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 # A proxy's error page may be a megabyte.
 _LONGEST_TEXT = 2_000
 
-Stage = Literal["idle", "calling", "concluding", "released"]
+Stage = Literal["idle", "calling", "concluding", "concluded", "released"]
 
 _KEYS = ("input_tokens", "output_tokens", "total_tokens", "cached_input_tokens")
 
@@ -44,8 +44,9 @@ def _slim(kind: type[_Counts], *keys: str) -> dict[str, int]:
     return [vars(kind(*keys)) for _ in range(40)][-1]
 
 
+_FEW = 3
 # An item's usage begins as a copy of one of these.
-_COUNTS = _slim(_Counts, *_KEYS[:3])
+_COUNTS = _slim(_Counts, *_KEYS[:_FEW])
 _CACHED_COUNTS = _slim(_CachedCounts, *_KEYS)
 
 
@@ -77,26 +78,31 @@ class Journal:
         item: The item, as middleware left it.
         worker_id: The worker that has it.
         stage: "idle" until there is an item and once its result was handed over; "concluding"
-            when there is an outcome, and only hooks are left to be called; "released" when the
-            strategy was told that the item is done.
+            when there is an outcome, and only hooks are left to be called; "concluded" when
+            there is a result; "released" when the strategy was told that the item is done.
         started: Loop time at which the worker took it, where somebody watches.
         attempt: Number of the current attempt, 0 before the first.
-        admission: What the gate gave for the current attempt, if it was asked.
+        booked: Tokens that the current attempt was expected to cost, 0 where nobody asked.
         epoch: The gate's epoch in which the current attempt went out.
+        output: The answer, once there is one.
+        usage: TokenUsage of all attempts so far, None before the first.
+        result: The result, once the item is concluded.
+        is_plain: Whether none of what follows was ever set for this item, so that the next
+            has nothing of it to forget: whoever sets it says so here.
+        admission: What the gate gave for the current attempt, if it was asked.
         repeats: Whether the next call is the current attempt's again, after a rate limit.
         rate_limits: How often the item was rate limited.
-        output: The answer, once there is one.
         metadata: What came with the last answer, None for nothing.
         state: What the item remembers, once somebody asked for it.
-        usage: TokenUsage of all attempts so far, None before the first.
-        result: The result, once there is one.
     """
 
     __slots__ = (
         "admission",
         "attempt",
+        "booked",
         "entry",
         "epoch",
+        "is_plain",
         "item",
         "metadata",
         "output",
@@ -120,32 +126,46 @@ class Journal:
     usage: Any
     metadata: Any
     state: RetryState | None
-    result: WorkItemResult[Any, Any] | None
+    result: WorkItemResult[Any, Any]
 
     def __init__(self, worker_id: int) -> None:
         self.worker_id = worker_id
         self.stage: Stage = "idle"
+        self.booked = 0.0
+        self._forget()
 
     def begin(self, item: LLMWorkItem[Any, Any, Any], entry: "Entry") -> None:
         """Start the record of another item."""
         self.item = item
         self.entry = entry
         self.stage = "calling"
-        self.attempt = self.rate_limits = 0
+        self.attempt = 0
+        self.output = self.usage = None
+        if not self.is_plain:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.is_plain = True
+        self.rate_limits = 0
         self.repeats = False
-        self.output = self.usage = self.metadata = None
-        self.state = self.result = self.admission = None
+        self.metadata = self.state = self.admission = None
 
     def shared_state(self) -> RetryState:
         """What the item remembers, from now on."""
         if self.state is None:
             self.state = RetryState(self.item.item_id, self.item.context)
+            self.is_plain = False
         return self.state
 
-    def bill(self, usage: Any, stats: ProcessingStats) -> None:
-        """Add the tokens of an attempt, in whatever shape they come, here and to the stats."""
+    def bill(self, usage: Any, stats: ProcessingStats) -> int:
+        """Add the tokens of an attempt, in whatever shape they come, here and to the stats.
+
+        Returns:
+            How many there are altogether.
+        """
+        total: int
         kind = type(usage)  # pyright: ignore[reportUnknownVariableType]
-        if kind is dict and self.usage is None and len(usage) == len(_COUNTS):
+        if kind is dict and self.usage is None and len(usage) == _FEW:
             try:
                 read, written = usage["input_tokens"], usage["output_tokens"]
                 total = usage["total_tokens"]
@@ -154,26 +174,23 @@ class Journal:
             except (KeyError, TypeError):
                 read = written = total = bits = -1
             if type(bits) is int and bits >= 0:
-                self.usage = counts = _COUNTS.copy()
-                counts["input_tokens"] = read
-                counts["output_tokens"] = written
-                counts["total_tokens"] = total
+                self.usage = _COUNTS | usage
                 stats.total_input_tokens += read
                 stats.total_output_tokens += written
                 stats.total_tokens += total
                 self.entry.gate.tokens += total
-                return
+                return total
         if isinstance(usage, ReportedUsage) and self.metadata is None:
-            self.metadata = usage.metadata
-        self._add(usage if kind is dict else read_usage(usage), stats)
+            self.metadata, self.is_plain = usage.metadata, False
+        return self._add(usage if kind is dict else read_usage(usage), stats)
 
-    def _add(self, usage: Mapping[str, Any], stats: ProcessingStats) -> None:
-        if not usage:
-            return
+    def _add(self, usage: Mapping[str, Any], stats: ProcessingStats) -> int:
         counts = {
             key: count(value) for key, value in usage.items() if key in _KEYS or type(value) is int
         }
-        total = total_of(counts)
+        if not counts:
+            return 0
+        used = total = total_of(counts)
         stats.total_input_tokens += counts.get("input_tokens", 0)
         stats.total_output_tokens += counts.get("output_tokens", 0)
         stats.total_tokens += total
@@ -187,29 +204,30 @@ class Journal:
             self.usage[key] = self.usage.get(key, 0) + tokens
         if "total_tokens" in self.usage:
             self.usage["total_tokens"] = total
+        return used
 
-    def bill_failure(self, error: BaseException, stats: ProcessingStats) -> object:
+    def bill_failure(self, error: BaseException, stats: ProcessingStats) -> Mapping[str, int]:
         """Add the tokens that a failed attempt was billed for, where its error tells them.
 
         Returns:
-            Its usage, None if that cannot be read.
+            Its usage, empty if that cannot be read.
         """
         try:
-            usage = _usage_of(error)
+            usage: Mapping[str, int] = _usage_of(error)
             self.bill(usage, stats)
         except Exception as broken:
             _log.debug("the usage of a failed call cannot be read: %r", broken)
-            return None
+            return {}
         return usage
 
 
-def total_of(usage: dict[str, int]) -> int:
+def total_of(usage: Mapping[str, int]) -> int:
     """All tokens; the sum of input and output where the strategy gave no total."""
     total = usage.get("total_tokens")
     return usage.get("input_tokens", 0) + usage.get("output_tokens", 0) if total is None else total
 
 
-def _usage_of(error: BaseException) -> object:
+def _usage_of(error: BaseException) -> Any:
     """The three places where strategies and frameworks leave a failed call's usage."""
     result = getattr(error.__cause__, "result", None)
     if result is not None and (usage := read_usage(getattr(result, "usage", None))):

@@ -4,7 +4,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from batch_llm._engine.gate import Gate
 from batch_llm._engine.gates import Gates
@@ -79,6 +79,10 @@ class Entry:
         return hook(self.strategy, "cleanup")()
 
 
+NOBODY: Any = Entry(None, cast("Gate", None))
+"""The entry of no strategy."""
+
+
 class Lifecycle:
     """Knows every strategy instance that has items, by identity.
 
@@ -141,8 +145,9 @@ class Lifecycle:
 
     def expect(self, strategy: Any) -> Entry:
         """An item of this strategy was accepted."""
-        entry = self.entry_of(strategy)
-        self._idle.pop(id(strategy), None)
+        entry = self.entries.get(id(strategy)) or self.entry_of(strategy)
+        if not entry.pending:
+            self._idle.pop(id(strategy), None)
         entry.pending += 1
         entry.items += 1
         return entry

@@ -46,10 +46,11 @@ class Pool:
 
     Attributes:
         queue: What is to be done.
-        adding: Those who wait until there is room for an item.
         taking: Whether workers take items.
+        self_service: Whether they may take them from the queue without asking ``next_item``:
+            while it is not bounded, nobody waits for the room that this makes.
         outbox: Results that nobody has taken yet.
-        pause_at: How many results make a worker call ``pause``: 1 while the consumer waits.
+        pause_at: With how many results workers pause: 1 while the consumer waits.
         not_run: Ids of items that the end of the run left without a result, once closed.
         stop_reason: Why the run was wound down.
         error: What stopped the run and is to come out of it.
@@ -76,7 +77,7 @@ class Pool:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._borrowers: deque[asyncio.Future[None]] = deque()
         self._lent: dict[asyncio.Future[None], asyncio.Future[None]] = {}
-        self.adding: deque[asyncio.Future[None]] = deque()
+        self._adding: deque[asyncio.Future[None]] = deque()
         self._adders = 0
         self.outbox: list[Result] = []
         self._collecting = collecting
@@ -89,6 +90,7 @@ class Pool:
         self.not_run: list[str] = []
         self.stop_reason: str | None = None
         self.taking = True
+        self.self_service = not max_queue_size
         self._over = False
         self._grace: asyncio.TimerHandle | None = None
         self.complete = False
@@ -156,13 +158,13 @@ class Pool:
 
     async def _next_room(self) -> None:
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.adding.append(room)
+        self._adding.append(room)
         self._adders += 1
         try:
             await room
         except asyncio.CancelledError:
             # The room may have been found for the one who gives up, and nobody else may come.
-            _wake(self.adding)
+            _wake(self._adding)
             _wake(self._idle)
             raise
         finally:
@@ -177,7 +179,7 @@ class Pool:
         """Take no more items and make no more calls; end once those in flight are finished."""
         if not self.taking:
             return
-        self.taking, self.stop_reason = False, reason
+        self.taking, self.self_service, self.stop_reason = False, False, reason
         self._runner.gates.close()
         staying = [worker for worker in self._crew.values() if not self._runner.may_stop(worker)]
         for worker in self._crew.values():
@@ -206,12 +208,12 @@ class Pool:
         if not self._over:
             self.not_run = [item.item_id for item in self.queue]
             self.queue.clear()
-        self._over, self.taking = True, False
+        self._over, self.taking, self.self_service = True, False, False
         if self._grace is not None:
             self._grace.cancel()
         self._idle.extend(self._lent.values())
         self._lent.clear()
-        for waiting in (self._idle, self.adding, self._full):
+        for waiting in (self._idle, self._adding, self._full):
             while waiting:
                 _wake(waiting)
         self._wake_consumer()
@@ -230,7 +232,7 @@ class Pool:
             "let CancelledError pass through execute()"
         )
         gate = stuck.journal.entry.gate
-        if not gate.wide_open:
+        if not gate.is_calm:
             gate.ended(stuck.journal.admission, answered=False)
         self._succeed(stuck, error)
 
@@ -243,9 +245,8 @@ class Pool:
     def _hire(self, worker: Worker, error: BaseException | None = None) -> None:
         self._crew[worker.id] = worker
         self._working += 1
-        worker.task = self._tasks.spawn(
-            self._work(worker, error), name=f"batch_llm worker {worker.id}"
-        )
+        working = self._runner.work(worker, self) if error is None else self._go_on(worker, error)
+        worker.task = self._tasks.spawn(working, name=f"batch_llm worker {worker.id}")
         worker.task.add_done_callback(lambda task: self._gone(worker, task))
 
     def _gone(self, worker: Worker, task: asyncio.Task[None]) -> None:
@@ -261,32 +262,49 @@ class Pool:
         if self._events.watched:
             self._events.emit(ProcessingEvent.WORKER_STOPPED, {"worker_id": worker.id})
 
-    async def _work(self, worker: Worker, error: BaseException | None) -> None:
+    async def _go_on(self, worker: Worker, error: BaseException) -> None:
+        """Conclude the item of a worker that is gone, and work on in its place."""
+        journal = worker.journal
         try:
-            if error is not None and worker.journal.stage != "idle":
-                journal = worker.journal
+            if journal.stage != "idle":
                 self._hand_over(journal, await self._runner.take_over(journal, error))
-            await self._runner.work(worker, self)
-        except asyncio.CancelledError:
-            self._save(worker)
-            raise
         except BaseException as bug:
-            if not isinstance(bug, FATAL):
-                _log.critical("worker %s broke down with %s", worker.id, type(bug).__name__)
-                _log.debug("worker %s broke down", worker.id, exc_info=bug)
-            self.fail(bug)
+            self.leave(worker, bug)
+        else:
+            await self._runner.work(worker, self)
+
+    def leave(self, worker: Worker, error: BaseException) -> None:
+        """Pass on what ends a worker, and save what it has.
+
+        Raises:
+            asyncio.CancelledError: That was the error.
+        """
+        if isinstance(error, asyncio.CancelledError):
+            self._save(worker)
+            raise error
+        if not isinstance(error, FATAL):
+            _log.critical("worker %s broke down with %s", worker.id, type(error).__name__)
+            _log.debug("worker %s broke down", worker.id, exc_info=error)
+        self.fail(error)
 
     def _save(self, worker: Worker) -> None:
         """Keep a result that everybody was told of when the end of the run overtook it."""
         journal = worker.journal
-        if not (self.taking or worker.replaced) and journal.stage != "idle" and journal.result:
+        has_result = journal.stage in ("concluded", "released")
+        if has_result and not (self.taking or worker.replaced):
             self._hand_over(journal, journal.result)
 
     async def next_item(self) -> Item | None:
-        """Wait for an item, or notice that there will be none; None at the end of the run."""
+        """Let others have their turn where it is time for that, and wait for an item.
+
+        Returns:
+            None at the end of the run, which may be noticed here.
+        """
+        if len(self.outbox) >= self.pause_at or self._events.crowded:
+            await self._pause()
         while self.taking:
             if self.queue:
-                _wake(self.adding)
+                _wake(self._adding)
                 return self.queue.popleft()
             self._busy -= 1
             try:
@@ -337,7 +355,7 @@ class Pool:
         if not self._collecting:
             self._wake_consumer()
 
-    async def pause(self) -> None:
+    async def _pause(self) -> None:
         """Let others have their turn: observers, the consumer, or just the loop."""
         if self._events.crowded:
             await self._events.settle()

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Mapping
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -109,10 +109,20 @@ def _quick_config(types: ModuleType) -> Any:
     """A GenerateContentConfig that the SDK reads in a third of the time.
 
     For each field the SDK asks whether the config contains its name. pydantic looks through
-    all fields, and says no in any case: it goes over pairs of name and value.
+    all fields, and says no in any case: it goes over pairs of name and value. And it copies
+    the config deeply, with all there is for each field, where nothing but what is set counts.
     """
     bases: Any = (types.GenerateContentConfig,)
-    return type("QuickConfig", bases, {"__contains__": _contains_nothing})
+    plain = (str, int, float, NoneType, types.AutomaticFunctionCallingConfig)
+
+    def model_copy(
+        self: Any, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> Any:
+        fields: list[str] = list(self.model_fields_set)
+        nested = any(not isinstance(getattr(self, name), plain) for name in fields)
+        return bases[0].model_copy(self, update=update, deep=deep and nested)
+
+    return type("QuickConfig", bases, {"__contains__": _contains_nothing, "model_copy": model_copy})
 
 
 def _no_retries(types: Any) -> Any:

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 _TOKENS_PER_CHARACTER = 0.25
 _SPREAD = 10_000.0
@@ -15,6 +16,7 @@ _LAST_ANSWERS = 100
 _MOST_STRATEGIES = 100
 # What the others go by until they have answered needs no more of each.
 _CALLS_FOR_ALL = 20
+_CALLS_IN_A_ROW, _SKIPPED_CALLS = 100, 7
 
 
 class LearnedTokenEstimator:
@@ -32,16 +34,29 @@ class LearnedTokenEstimator:
       with the answer; what is booked too little has been overdrawn by then, hence a high one.
 
     It keeps a few kilobytes for each of the 100 strategies that came last.
+
+    Attributes:
+        to_skip: How many answers it need not be told of before the next: seven of eight, once
+            it knows a strategy by a hundred.
+        is_asked_each_time: False: calls that go out within a hundredth of a second may pass
+            for equal, where the limits are high.
     """
 
     def __init__(self) -> None:
-        self._all = _Experience()
-        self._by_strategy: dict[int, tuple[object, _Experience]] = {}
+        self._all = _Experience(None)
+        self._by_strategy: dict[int, _Experience] = {}
+        self.to_skip = 0
+        self.is_asked_each_time = False
 
     def estimate(self, strategy: object, prompt: str) -> float:
         """Tokens that a call will use, input and output together."""
-        _, experience = self._by_strategy.get(id(strategy), (None, self._all))
-        return experience.input_tokens(len(prompt)) + experience.output_tokens()
+        known = self._by_strategy.get(id(strategy), self._all)
+        try:
+            length = len(prompt)
+        except TypeError:
+            length = _length_of(prompt)
+        read = known.input_at_no_length + known.input_per_character * length
+        return known.output + read if read > 1.0 else known.output + 1.0
 
     def learn(self, strategy: object, prompt: str, usage: Mapping[str, int]) -> None:
         """Take in what a call has used.
@@ -51,25 +66,45 @@ class LearnedTokenEstimator:
             prompt: What was asked.
             usage: As in TokenUsage; without input tokens they are estimated.
         """
-        _, own = self._by_strategy.get(id(strategy), (None, None))
+        own = self._by_strategy.get(id(strategy))
         if own is None:
-            own = _Experience()
+            own = _Experience(strategy)
             if len(self._by_strategy) >= _MOST_STRATEGIES:
                 del self._by_strategy[next(iter(self._by_strategy))]
-            # With the strategy itself, so that its identity stays its own.
-            self._by_strategy[id(strategy)] = strategy, own
+            self._by_strategy[id(strategy)] = own
+        length = _length_of(prompt)
         read, written = usage.get("input_tokens"), usage.get("output_tokens")
         total = usage.get("total_tokens", (read or 0) + (written or 0))
-        own.add(len(prompt), read, total)
+        own.add(length, read, total)
+        self.to_skip = _SKIPPED_CALLS if own.calls >= _CALLS_IN_A_ROW else 0
         if own.calls <= _CALLS_FOR_ALL:
-            self._all.add(len(prompt), read, total)
+            self._all.add(length, read, total)
+
+
+def _length_of(prompt: Any) -> int:
+    """Characters of a prompt; whatever else a strategy takes for one has a length of its own."""
+    try:
+        return len(prompt)
+    except TypeError:
+        return len(str(prompt))
 
 
 class _Experience:
-    """The calls of one strategy, or of all."""
+    """The calls of one strategy, which is held so that its identity stays its own, or of all.
 
-    def __init__(self) -> None:
+    Attributes:
+        calls: How many were learned from.
+        input_at_no_length: Input tokens of an empty prompt, by the line through the others.
+        input_per_character: How many come with each character.
+        output: Tokens of a long answer.
+    """
+
+    def __init__(self, strategy: object) -> None:
+        self._strategy = strategy
         self.calls = 0
+        self.input_at_no_length = 0.0
+        self.input_per_character = _TOKENS_PER_CHARACTER
+        self.output = _UNKNOWN_OUTPUT_TOKENS
         self._mean_length = self._mean_input = 0.0
         self._length_squares = self._length_by_input = 0.0
         self._outputs: deque[float] = deque()
@@ -77,7 +112,8 @@ class _Experience:
 
     def add(self, length: int, read: int | None, total: int) -> None:
         if read is None:
-            read = round(min(total, self.input_tokens(length)))
+            estimate = self.input_at_no_length + self.input_per_character * length
+            read = round(min(total, max(1.0, estimate)))
         else:
             self._add_input(length, read)
         output = float(max(0, total - read))
@@ -85,6 +121,7 @@ class _Experience:
         insort(self._sorted, output)
         if len(self._outputs) > _LAST_ANSWERS:
             del self._sorted[bisect_left(self._sorted, self._outputs.popleft())]
+        self.output = self._sorted[math.ceil(_QUANTILE * len(self._sorted)) - 1]
 
     def _add_input(self, length: int, read: int) -> None:
         """Welford, "Note on a Method for Calculating Corrected Sums of Squares" (1962)."""
@@ -94,14 +131,8 @@ class _Experience:
         self._mean_input += (read - self._mean_input) / self.calls
         self._length_squares += deviation * (length - self._mean_length)
         self._length_by_input += deviation * (read - self._mean_input)
-
-    def input_tokens(self, length: int) -> float:
         slope = (self._length_by_input + _SPREAD * _TOKENS_PER_CHARACTER) / (
             self._length_squares + _SPREAD
         )
-        return max(1.0, self._mean_input + slope * (length - self._mean_length))
-
-    def output_tokens(self) -> float:
-        if not self._sorted:
-            return _UNKNOWN_OUTPUT_TOKENS
-        return self._sorted[math.ceil(_QUANTILE * len(self._sorted)) - 1]
+        self.input_per_character = slope
+        self.input_at_no_length = self._mean_input - slope * self._mean_length
