@@ -5,15 +5,11 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from batch_llm import (
-    DefaultErrorClassifier,
-    ErrorInfo,
     FixedDelayStrategy,
     ProcessingEvent,
     ProcessorConfig,
@@ -70,6 +66,48 @@ async def test_a_run_stays_at_its_quota(max_workers: int) -> None:
     assert now() <= 1.03 * max(99.4, 400.0 / max_workers)
     assert len(quota.refused) <= 50
     assert {each.attempts for each in result.results} == {1}
+
+
+class TokenQuota(Provider):
+    """A bucket of a thousand tokens a second, of which every fourth call takes half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level, self.at, self.refused = 1_000.0, 0.0, 0
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+        self.level = min(1_000.0, self.level + 1_000.0 * (now() - self.at))
+        self.at = now()
+        tokens = self.tokens_of(prompt)
+        if self.level < tokens:
+            self.refused += 1
+            raise Refused(1.0)
+        self.level -= tokens
+        await asyncio.sleep(0.4)
+        return prompt, {"input_tokens": tokens, "output_tokens": 0, "total_tokens": tokens}
+
+    def tokens_of(self, prompt: str) -> int:
+        return 20 if int(prompt.removeprefix("prompt ")) % 4 else 500
+
+
+class Knowing:
+    """Expects what a call will cost."""
+
+    def estimate(self, strategy: TokenQuota, prompt: str) -> float:
+        return strategy.tokens_of(prompt)
+
+    def learn(self, strategy: object, prompt: str, usage: object) -> None:
+        pass
+
+
+async def test_a_run_stays_at_its_quota_of_tokens() -> None:
+    quota = TokenQuota()
+    result = await run(*items(quota, 2_000), config=workers(20, token_estimator=Knowing()))
+    assert result.succeeded == 2_000
+    assert now() <= 1.1 * result.total_input_tokens / 1_000
+    assert quota.refused <= 50
+    learned = result.quotas["default"].learned_tokens_per_second
+    assert learned == pytest.approx(1_000, rel=0.2)
 
 
 async def test_a_cap_on_calls_in_flight_is_found_too() -> None:
@@ -158,19 +196,9 @@ def mutated() -> ProcessorConfig:
 
 async def cooldowns(**options: Any) -> list[float]:
     recorder = Recorder()
-    provider = Provider(refuse_once())
+    provider = Provider(script(Refused()))
     await run(*items(provider), observers=[recorder], **options)
     return [data["duration"] for data in recorder.of(ProcessingEvent.COOLDOWN_STARTED)]
-
-
-def refuse_once() -> Callable[[Call], Any]:
-    refusals = iter([Refused()])
-
-    async def answer(call: Call) -> Any:
-        for refusal in refusals:
-            raise refusal
-
-    return answer
 
 
 @pytest.mark.parametrize(
@@ -208,7 +236,7 @@ async def test_a_strategy_that_is_assigned_later_decides() -> None:
     async with Processor(config=ProcessorConfig(), observers=[recorder]) as processor:
         processor.rate_limit_strategy = FixedDelayStrategy(5.0)
         item: Item
-        [item] = items(Provider(refuse_once()))
+        [item] = items(Provider(script(Refused())))
         await processor.add_work(item)
         await processor.process_all()
     [started] = recorder.of(ProcessingEvent.COOLDOWN_STARTED)
@@ -216,36 +244,48 @@ async def test_a_strategy_that_is_assigned_later_decides() -> None:
 
 
 async def test_while_nothing_is_let_in_a_prepare_waits_for_its_turn_too() -> None:
-    blocked_until = 100.0
+    async def until_100_seconds() -> None:
+        if now() < 100.0:
+            raise Refused(1.0)
 
     class Late(Provider):
         async def prepare(self) -> None:
             await super().prepare()
-            if now() < blocked_until:
-                raise Refused
+            await until_100_seconds()
 
     async def execute(call: Call) -> Any:
         await asyncio.sleep(0.1)
-        if 1.0 <= now() < blocked_until:
-            raise Refused
+        await until_100_seconds()
 
-    provider, late = Provider(execute, seconds=0.1), Late()
-    recorder = Recorder()
+    provider, late, recorder = Provider(execute), Late(), Recorder()
     async with Processor(config=workers(4), observers=[recorder]) as processor:
-        running = await start(processor, *items(provider, 40))
+        running = await start(processor, *items(provider, 2))
         await asyncio.sleep(20.0)
         for item in items(late, 3):
             await processor.add_work(item)
-        result = await running
-    assert result.succeeded == 43
-    cooling = False
-    for event, _ in recorder.seen:
-        assert not (cooling and event is ProcessingEvent.COOLDOWN_STARTED)
-        cooling = event is ProcessingEvent.COOLDOWN_STARTED or (
-            cooling and event is not ProcessingEvent.COOLDOWN_ENDED
-        )
-    assert 100.0 <= late.prepared[-1] < 135.0
-    assert len(late.prepared) <= 8
+        assert (await running).succeeded == 5
+    changes = (ProcessingEvent.COOLDOWN_STARTED, ProcessingEvent.COOLDOWN_ENDED)
+    told = [event for event, _ in recorder.seen if event in changes]
+    assert told == [*changes] * (len(told) // 2)
+    # Two others were in line before it.
+    tries = [at for at in sorted(provider.instants + late.prepared) if 20.0 < at < 100.0]
+    assert (len(tries), tries[-1]) == (3, late.prepared[0])
+    assert len(late.prepared) == 2
+
+
+async def test_calls_that_ended_while_nobody_counted_take_nobodys_place() -> None:
+    busy, provider = Provider(seconds=100.0), Provider(seconds=1.0)
+    config = workers(5, max_requests_per_minute=6_000)
+    async with Processor(config=config) as processor:
+        running = await start(processor, *items(busy), *items(provider, 4))
+        await asyncio.sleep(0.5)
+        processor.set_limits(requests_per_minute=None)
+        await asyncio.sleep(10.0)
+        processor.set_limits(requests_per_minute=6_000)
+        for item in items(provider):
+            await processor.add_work(item)
+        assert (await running).succeeded == 6
+    assert provider.instants[-1] == 10.5
 
 
 async def test_a_call_that_is_left_behind_gives_its_place_free() -> None:
@@ -272,46 +312,6 @@ async def test_a_call_that_is_left_behind_gives_its_place_free() -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
     await asyncio.sleep(1_000.0)
-
-
-class DaysQuota(DefaultErrorClassifier):
-    def classify(self, exception: Exception) -> ErrorInfo:
-        if isinstance(exception, Refused):
-            return ErrorInfo(False, True, False, "rate_limit", 1.0, "no more today", ends_run=True)
-        return super().classify(exception)
-
-
-def spent_after(answers: int) -> Provider:
-    given = 0
-
-    async def execute(call: Call) -> Any:
-        nonlocal given
-        given += 1
-        if given > answers:
-            raise Refused
-        await asyncio.sleep(5.0)
-
-    return Provider(execute)
-
-
-async def test_a_days_quota_that_is_spent_ends_the_run() -> None:
-    provider = spent_after(7)
-    result = await run(
-        *items(provider, 20), config=workers(5), error_classifier=DaysQuota(), observers=[]
-    )
-    # Those in flight at the first refusal are finished; nobody waits for the rest.
-    assert (result.succeeded, result.failed) == (7, 0)
-    assert (result.interrupted, result.stop_reason) == (True, "no more today")
-    assert sorted(result.not_run, key=int) == [str(number) for number in range(7, 20)]
-    assert now() == 10.0
-    assert len(provider.calls) == 8
-
-
-async def test_whoever_asks_for_cooldowns_waits_for_the_next_day() -> None:
-    provider = spent_after(0)
-    config = workers(1, rate_limit=RateLimitConfig(max_rate_limits_per_item=3, slow_start_items=0))
-    result = await run(*items(provider), config=config, error_classifier=DaysQuota())
-    assert (result.failed, result.interrupted, len(provider.calls)) == (1, False, 3)
 
 
 async def test_a_prepare_during_an_outage_is_one_of_the_single_tries() -> None:
@@ -441,40 +441,6 @@ async def test_who_is_cancelled_once_let_out_makes_way_for_the_next() -> None:
         second.cancel()
         assert await third is not None
         assert second.cancelled()
-
-
-class Lookalikes(DefaultErrorClassifier):
-    """Gives what looks like an ErrorInfo."""
-
-    def __init__(self, **more: Any) -> None:
-        self.more = more
-
-    def classify(self, exception: Exception) -> Any:
-        known = {"is_retryable": False, "is_rate_limit": True, "is_timeout": False}
-        return SimpleNamespace(**known, error_category="rate_limit", **self.more)
-
-
-@pytest.mark.parametrize(
-    ("more", "ends"), [({"ends_run": True}, True), ({"ends_run": "yes"}, False), ({}, False)]
-)
-async def test_what_looks_like_an_error_info_may_end_the_run_too(
-    more: dict[str, Any], ends: bool
-) -> None:
-    result = await run(
-        *items(Provider(refuse_once()), 3),
-        config=workers(1),
-        error_classifier=Lookalikes(**more),
-    )
-    assert result.interrupted is ends
-    assert result.succeeded == (0 if ends else 3)
-
-
-async def test_a_hint_that_is_no_number_is_none() -> None:
-    provider = Provider(refuse_once())
-    classifier = Lookalikes(suggested_wait="soon")
-    result = await run(*items(provider), config=workers(1), error_classifier=classifier)
-    assert result.succeeded == 1
-    assert 0.5 <= now() <= 2.0
 
 
 async def test_beside_a_learned_limit_other_failures_are_repeated_as_ever() -> None:

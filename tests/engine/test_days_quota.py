@@ -1,0 +1,91 @@
+"""A quota of the day, and whatever else a classifier says of a refusal."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from batch_llm import DefaultErrorClassifier, ErrorInfo, ProcessorConfig, RateLimitConfig
+from tests.engine.support import Call, Provider, Refused, items, now, run, script
+
+
+class DaysQuota(DefaultErrorClassifier):
+    def classify(self, exception: Exception) -> ErrorInfo:
+        if isinstance(exception, Refused):
+            return ErrorInfo(False, True, False, "rate_limit", 1.0, "no more today", ends_run=True)
+        return super().classify(exception)
+
+
+def spent_after(answers: int) -> Provider:
+    given = 0
+
+    async def execute(call: Call) -> Any:
+        nonlocal given
+        given += 1
+        if given > answers:
+            raise Refused
+        await asyncio.sleep(5.0)
+
+    return Provider(execute)
+
+
+async def test_a_days_quota_that_is_spent_ends_the_run() -> None:
+    provider = spent_after(7)
+    result = await run(
+        *items(provider, 20),
+        config=ProcessorConfig(max_workers=5),
+        error_classifier=DaysQuota(),
+        observers=[],
+    )
+    # Those in flight at the first refusal are finished; nobody waits for the rest.
+    assert (result.succeeded, result.failed) == (7, 0)
+    assert (result.interrupted, result.stop_reason) == (True, "no more today")
+    assert sorted(result.not_run, key=int) == [str(number) for number in range(7, 20)]
+    assert now() == 10.0
+    assert len(provider.calls) == 8
+
+
+async def test_whoever_asks_for_cooldowns_waits_for_the_next_day() -> None:
+    provider = spent_after(0)
+    config = ProcessorConfig(
+        max_workers=1, rate_limit=RateLimitConfig(max_rate_limits_per_item=3, slow_start_items=0)
+    )
+    result = await run(*items(provider), config=config, error_classifier=DaysQuota())
+    assert (result.failed, result.interrupted, len(provider.calls)) == (1, False, 3)
+
+
+class Lookalikes(DefaultErrorClassifier):
+    """Gives what looks like an ErrorInfo."""
+
+    def __init__(self, **more: Any) -> None:
+        self.more = more
+
+    def classify(self, exception: Exception) -> Any:
+        known = {"is_retryable": False, "is_rate_limit": True, "is_timeout": False}
+        return SimpleNamespace(**known, error_category="rate_limit", **self.more)
+
+
+@pytest.mark.parametrize(
+    ("more", "ends"), [({"ends_run": True}, True), ({"ends_run": "yes"}, False), ({}, False)]
+)
+async def test_what_looks_like_an_error_info_may_end_the_run_too(
+    more: dict[str, Any], ends: bool
+) -> None:
+    result = await run(
+        *items(Provider(script(Refused())), 3),
+        config=ProcessorConfig(max_workers=1),
+        error_classifier=Lookalikes(**more),
+    )
+    assert result.interrupted is ends
+    assert result.succeeded == (0 if ends else 3)
+
+
+async def test_a_hint_that_is_no_number_is_none() -> None:
+    provider = Provider(script(Refused()))
+    classifier = Lookalikes(suggested_wait="soon")
+    result = await run(
+        *items(provider), config=ProcessorConfig(max_workers=1), error_classifier=classifier
+    )
+    assert result.succeeded == 1
+    assert 0.5 <= now() <= 2.0
