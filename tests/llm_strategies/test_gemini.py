@@ -330,6 +330,33 @@ class TestFunctionCalls:
             config = types.GenerateContentConfig(automatic_continuation=chosen)
             assert configs.for_request(config).automatic_continuation is chosen
 
+    @pytest.mark.parametrize(
+        "config",
+        [
+            types.GenerateContentConfig(stop_sequences=["END"], temperature=0.2),
+            types.GenerateContentConfig(tools=[types.Tool(code_execution={})]),
+            types.GenerateContentConfig(http_options=types.HttpOptions(headers={"X": "1"})),
+            types.GenerateContentConfig(temperature=0.2, system_instruction="Be brief."),
+        ],
+        ids=["a list", "a tool", "headers", "plain values"],
+    )
+    async def test_what_the_sdk_changes_in_its_copy_stays_there(
+        self, config: types.GenerateContentConfig
+    ) -> None:
+        before = config.model_copy(deep=True)
+        async with GeminiEmulator() as server:
+            copy = strategy_for(server)._configs.for_request(config).model_copy(deep=True)
+        assert (
+            copy.model_dump(exclude_none=True).items()
+            >= before.model_dump(exclude_none=True).items()
+        )
+        copy.temperature = 1.0
+        for name in ("stop_sequences", "tools"):
+            (getattr(copy, name) or []).clear()
+        if copy.http_options:
+            copy.http_options.headers["X"] = "2"
+        assert config == before
+
 
 class TestConstruction:
     @pytest.mark.parametrize(
