@@ -45,6 +45,7 @@ class Door:
         pytest.param(6_000, 600_000_000, 500, 1, id="of requests too"),
         pytest.param(1e9, 1e12, 500, 100, id="a hundred at most"),
         pytest.param(60_000, 6_000_000, 0, 10, id="calls that cost no tokens"),
+        pytest.param(60_000, None, 500, 10, id="calls whose tokens do not matter"),
     ],
 )
 def test_a_block_is_what_a_hundredth_of_a_second_brings(
@@ -72,10 +73,16 @@ def test_calls_of_a_block_may_go_out_within_its_time() -> None:
 def test_what_is_left_of_a_block_after_its_time_is_given_back() -> None:
     door = Door(60 * CALLS, None)
     assert door.at_once(0.0) == CALLS - 1
+    assert door.admits(0.5)
+    # Of what half a second and another 16 calls' time bring, one was used.
+    assert door.at_once(0.5 + 16 / CALLS) == CALLS // 2 + 16 - 1
+
+
+def test_on_a_new_clock_nothing_is_left_of_a_block() -> None:
     door = Door(60 * CALLS, None)
-    assert door.admits(0.0)
-    # By then what was used has come in again.
-    assert door.at_once(16 / CALLS) == CALLS - 1
+    assert door.admits(1_000.0)
+    door.meters.reset()
+    assert door.at_once(0.0) == CALLS - 1
 
 
 def test_a_block_is_given_back_as_what_it_was_taken_for() -> None:

@@ -256,7 +256,6 @@ async def test_a_loop_that_is_closed_down_ends_a_run_with_its_observers(latest: 
 async def test_an_observer_that_ignores_its_cancellation_is_left_behind(
     seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stubborn = Recorder()
     freed = asyncio.Event()
 
     async def ignore(event: ProcessingEvent, data: dict[str, Any]) -> None:
@@ -266,11 +265,10 @@ async def test_an_observer_that_ignores_its_cancellation_is_left_behind(
             except asyncio.CancelledError:
                 continue
 
-    stubborn.on_event = ignore
     strategy = Script(functools.partial(asyncio.sleep, seconds, ANSWER))
-    run = asyncio.create_task(run_batch(strategy, count=9, observers=[stubborn]))
+    run = asyncio.create_task(run_batch(strategy, count=9, observers=[MagicMock(on_event=ignore)]))
     await asyncio.sleep(6.5)
-    assert caplog.messages == ["observer Recorder ignores its cancellation and is left behind"]
+    assert caplog.messages == ["observer MagicMock ignores its cancellation and is left behind"]
     assert (await run).succeeded == 9
     freed.set()
     await asyncio.sleep(1)
@@ -315,7 +313,7 @@ async def test_a_run_waits_for_an_observer_before_its_backlog_grows_without_end(
     config = ProcessorConfig(max_workers=3)
     await run_batch(strategy, count=2000, config=config, observers=[slow, *others])
     assert len(slow.of(Event.ITEM_COMPLETED)) == 2000
-    assert 900 < slow.behind < 1100
+    assert 900 < slow.behind < 1200
 
 
 async def test_for_an_observer_that_is_left_out_nothing_piles_up() -> None:

@@ -91,7 +91,9 @@ class ItemRunner:
                 entry = entry if is_known else entry_of(item.strategy)
                 journal.begin(item, entry)
                 if watched:
-                    self._tell_start(journal)
+                    journal.started = self.now()
+                    started = {"item_id": item.item_id, "worker_id": worker.id}
+                    events.emit(_ITEM_STARTED, started)
                 ending: Ending = entry.failure
                 if has_hooks or not entry.prepared:
                     ending = await self._let_in(journal)
@@ -119,12 +121,6 @@ class ItemRunner:
                 pool.outbox.append(result)
         except BaseException as error:
             pool.leave(worker, error)
-
-    def _tell_start(self, journal: Journal) -> None:
-        journal.started = self.now()
-        self.events.emit(
-            _ITEM_STARTED, {"item_id": journal.item.item_id, "worker_id": journal.worker_id}
-        )
 
     async def _let_in(self, journal: Journal) -> Ending:
         """Ask middleware, and have the strategy prepared; gives why there is to be no call."""
@@ -221,11 +217,14 @@ class ItemRunner:
         else:
             stats.succeeded += 1
             if self.events.watched:
-                usage = journal.usage
+                try:
+                    tokens = journal.usage["total_tokens"]
+                except (KeyError, TypeError):
+                    tokens = total_of(journal.usage or {})
                 data: dict[str, Any] = {
                     "item_id": result.item_id,
                     "duration": self.now() - journal.started,
-                    "tokens": total_of(usage) if usage else 0,
+                    "tokens": tokens,
                 }
                 if journal.state is not None:
                     data["state"] = journal.state
