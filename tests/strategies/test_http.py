@@ -146,6 +146,24 @@ def test_one_limit_is_read_though_another_is_told_by_an_unknown_clock() -> None:
     assert _http.allowances_of(headers) == [_http.Allowance(False, 59.0, 1.0)]
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"x-ratelimit-remaining-requests": "many"},
+        {"x-ratelimit-reset-requests": "soon"},
+        {"date": "today", "x-ratelimit-reset-requests": "1795320030"},
+    ],
+)
+def test_one_limit_is_read_though_another_is_nonsense(nonsense: dict[str, str]) -> None:
+    headers = {
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1s",
+        "x-ratelimit-remaining-tokens": "7",
+        "x-ratelimit-reset-tokens": "2s",
+    }
+    assert _http.allowances_of(headers | nonsense) == [_http.Allowance(True, 7.0, 2.0)]
+
+
 class Unreadable:
     """Headers that cannot be read."""
 

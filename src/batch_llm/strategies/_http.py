@@ -184,20 +184,25 @@ def allowances_of(headers: object) -> list[Allowance]:
     times in seconds, or since 1970). Moments are taken relative to the response's own Date.
     """
     found: list[Allowance] = []
-    try:
-        date = _header(headers, "Date")
-        for of_tokens, remaining_name, reset_name in _ALLOWANCES:
-            remaining, reset = _header(headers, remaining_name), _header(headers, reset_name)
-            if remaining is None or reset is None:
-                continue
-            seconds = _seconds_until(reset, date)
-            left = float(remaining)
-            if seconds is not None and 0 <= left < float("inf"):
-                found.append(Allowance(of_tokens, left, seconds))
-    except Exception:
-        # The headers are an object of some client's, and their values of some server's.
-        return []
+    for of_tokens, remaining, reset in _ALLOWANCES:
+        try:
+            allowance = _allowance(headers, of_tokens, remaining, reset)
+        except Exception:
+            # The headers are an object of some client's, and their values of some server's.
+            continue
+        if allowance is not None:
+            found.append(allowance)
     return found
+
+
+def _allowance(headers: object, of_tokens: bool, remaining: str, reset: str) -> Allowance | None:
+    left, moment = _header(headers, remaining), _header(headers, reset)
+    if left is None or moment is None:
+        return None
+    amount, seconds = float(left), _seconds_until(moment, _header(headers, "Date"))
+    if seconds is None or not 0 <= amount < float("inf"):
+        return None
+    return Allowance(of_tokens, amount, seconds)
 
 
 def _seconds_until(reset: str, date: str | None) -> float | None:
