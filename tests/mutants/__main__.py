@@ -47,6 +47,7 @@ ENGINE = (
     "--ignore=tests/engine/test_state_machine.py",
     "tests/middleware",
     "tests/observers/test_events.py",
+    "tests/observers/test_slow_observers.py",
     "tests/test_doors.py",
     "tests/test_exact_gates.py",
     "tests/test_logging.py",
@@ -61,7 +62,12 @@ FIRST: dict[str, tuple[str, ...]] = {
         "tests/strategies/test_http.py",
         "tests/strategies/test_default_classifier.py",
     ),
-    "strategies/adaptive.py": ("tests/strategies/test_adaptive.py",),
+    "strategies/adaptive.py": (
+        "tests/strategies/test_adaptive.py",
+        "tests/strategies/test_adaptive_budgets.py",
+        "tests/strategies/test_adaptive_tokens.py",
+        "tests/strategies/test_adaptive_providers.py",
+    ),
     "strategies/errors.py": ("tests/strategies/test_default_classifier.py",),
     "strategies/budget.py": ("tests/strategies/test_budget.py",),
     "strategies/pace.py": ("tests/strategies/test_pace.py",),
@@ -72,7 +78,10 @@ FIRST: dict[str, tuple[str, ...]] = {
     "_engine/deadlines.py": ("tests/engine/test_deadlines.py",),
     "_engine/doors.py": ("tests/test_doors.py", "tests/llm_strategies/test_gemini_client.py"),
     "_engine/estimates.py": ("tests/engine/test_tokens.py",),
-    "_engine/events.py": ("tests/observers/test_events.py",),
+    "_engine/events.py": (
+        "tests/observers/test_events.py",
+        "tests/observers/test_slow_observers.py",
+    ),
     "_engine/gate.py": (
         "tests/engine/test_pacing.py",
         "tests/engine/test_rate_limits.py",

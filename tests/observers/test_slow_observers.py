@@ -1,6 +1,7 @@
 """Observers that take their time, hang, or cannot be cancelled; none of them holds up the run."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 from typing import Any
@@ -361,3 +362,48 @@ async def test_an_observer_that_caught_up_is_told_the_rest(
         assert len(late.of(Event.ITEM_COMPLETED)) == 1_010
         assert late.seen[-1][0] is Event.BATCH_COMPLETED
         assert not caplog.messages
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_an_observer_that_makes_something_else_of_its_cancellation_ends_too(
+    swallows: bool,
+) -> None:
+    async def hold_on(event: ProcessingEvent, data: dict[str, Any]) -> None:
+        try:
+            await asyncio.sleep(4)
+        except asyncio.CancelledError:
+            if not swallows:
+                raise ValueError from None
+
+    others = asyncio.all_tasks()
+    run = asyncio.create_task(run_batch(Script(), observers=[MagicMock(on_event=hold_on)]))
+    # Twice, since the end of a run that is complete waits for its observers.
+    for _ in range(2):
+        await asyncio.sleep(1)
+        run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    await asyncio.sleep(1)
+    assert asyncio.all_tasks() == others
+
+
+async def test_of_a_run_whose_end_was_cancelled_too_nothing_more_is_heard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    freed = asyncio.Event()
+
+    async def ignore(event: ProcessingEvent, data: dict[str, Any]) -> None:
+        while not freed.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await freed.wait()
+
+    run = asyncio.create_task(run_batch(Script(), observers=[MagicMock(on_event=ignore)]))
+    for _ in range(2):
+        await asyncio.sleep(1)
+        run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    await asyncio.sleep(100)
+    assert not caplog.messages
+    freed.set()
+    await asyncio.sleep(1)

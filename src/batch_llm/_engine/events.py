@@ -117,11 +117,14 @@ class _Feed:
     def _judge(self, event: ProcessingEvent, error: BaseException | None) -> None:
         """Pass on what is not the observer's own, and log what is."""
         timed_out = self._stop_the_time()
+        if self.task.cancelling():
+            # The run ends, whatever the observer makes of that.
+            self.leave_out()
+            if isinstance(error, asyncio.CancelledError):
+                return
         if error is None and not timed_out:
             self._timeouts = 0
             return
-        if isinstance(error, asyncio.CancelledError) and self.task.cancelling():
-            raise error
         if isinstance(error, FATAL):
             self._fail(error)
         name = type(self.observer).__name__
@@ -140,7 +143,6 @@ class _Feed:
     def leave_out(self) -> None:
         """Stop feeding an observer that would hold up the run."""
         self.left_out = True
-        self.backlog.clear()
         self._batch.clear()
         if self.caught_up is not None and not self.caught_up.done():
             self.caught_up.set_result(None)
@@ -201,15 +203,14 @@ class Events:
             if not feed.left_out:
                 feed.backlog += [(event, data.copy()) for event, data in news] if shared else news
                 self.crowded = self.crowded or feed.is_behind
-                if feed.asleep is not None:
-                    feed.wake()
+                feed.wake()
         news.clear()
 
     async def settle(self, within_seconds: float | None = None) -> None:
         """Wait until every observer has seen every event.
 
         Args:
-            within_seconds: When to leave out those that have not; None to wait for them.
+            within_seconds: How long to wait at most; None for as long as it takes.
         """
         self.deal()
         loop = asyncio.get_running_loop()
@@ -220,8 +221,7 @@ class Events:
                     feed.caught_up = loop.create_future()
                 left = None if end is None else end - loop.time()
                 if left is not None and left <= 0:
-                    feed.leave_out()
-                    break
+                    return
                 await asyncio.wait(
                     (feed.caught_up, feed.task), timeout=left, return_when="FIRST_COMPLETED"
                 )
