@@ -381,15 +381,16 @@ class BatchProcessor(ABC, Generic[TInput, TOutput, TContext]):
         Raises:
             RuntimeError: The queue is full.
         """
-        self._enqueue(work_item)
+        if self.max_queue_size:
+            self._check_room()
+        self._queue.append(work_item)
 
-    def _enqueue(self, work_item: LLMWorkItem[TInput, TOutput, TContext]) -> None:
-        if self.max_queue_size and len(self._queue) >= self.max_queue_size:
+    def _check_room(self) -> None:
+        if len(self._queue) >= self.max_queue_size:
             raise RuntimeError(
                 f"the queue is full ({len(self._queue)} items, max_queue_size="
                 f"{self.max_queue_size}); run process_all() first or raise max_queue_size"
             )
-        self._queue.append(work_item)
 
     async def process_all(self) -> BatchResult[TOutput, TContext]:
         """Let ``max_workers`` workers run until each is done, and return their results."""

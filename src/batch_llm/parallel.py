@@ -153,7 +153,9 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
         if engine.pool is not None:
             await engine.pool.add(work_item, waits=not engine.is_called_by_a_hook())
         else:
-            self._enqueue(work_item)
+            if self.max_queue_size:
+                self._check_room()
+            self._queue.append(work_item)
         lifecycle.expect(work_item.strategy)
         engine.stats.total += 1
 

@@ -56,7 +56,7 @@ class _Feed:
         self._fail = fail
         self._is_async = inspect.iscoroutinefunction(observer.on_event)
         self._loop = asyncio.get_running_loop()
-        self._is_timed = False
+        self._is_timed = self._is_suspect = False
         self._timeouts = 0
 
     @property
@@ -82,7 +82,7 @@ class _Feed:
                 except BaseException as error:
                     self._judge(event, error)
                 else:
-                    if self._is_timed or self._timeouts:
+                    if self._is_suspect:
                         self._judge(event, None)
 
     async def _next_event(self) -> None:
@@ -96,7 +96,7 @@ class _Feed:
     def _start_the_time(self) -> None:
         """Bound what is under way, if anything is."""
         if self.asleep is None and not (self._is_timed or self.task.done()):
-            self._is_timed = True
+            self._is_timed = self._is_suspect = True
             self._deadlines.open(self)
 
     def _stop_the_time(self) -> bool:
@@ -116,23 +116,21 @@ class _Feed:
 
     def _judge(self, event: ProcessingEvent, error: BaseException | None) -> None:
         """Pass on what is not the observer's own, and log what is."""
-        timed_out = self._stop_the_time()
+        timed_out = self._is_suspect = self._stop_the_time()
+        self._timeouts = self._timeouts + 1 if timed_out else 0
         if self.task.cancelling():
             # The run ends, whatever the observer makes of that.
             self.leave_out()
             if isinstance(error, asyncio.CancelledError):
                 return
         if error is None and not timed_out:
-            self._timeouts = 0
             return
         if isinstance(error, FATAL):
             self._fail(error)
         name = type(self.observer).__name__
         if timed_out:
-            self._timeouts += 1
             _log.error("observer %s: timeout of %s s on %s", name, OBSERVER_SECONDS, event.value)
         else:
-            self._timeouts = 0
             # Its text may quote an output, so it is for DEBUG only.
             _log.error("observer %s failed on %s: %s", name, event.value, type(error).__name__)
             _log.debug("observer %s failed on %s", name, event.value, exc_info=error)

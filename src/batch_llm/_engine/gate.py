@@ -280,7 +280,7 @@ class Gate:
         if meter is None:
             return
         if used <= booked:
-            meter.give_back(booked - used)
+            meter.whole_at -= (booked - used) * meter.seconds_per_unit
         else:
             meter.take(self._now(), min(used, meter.per_minute) - booked)
         if self._waiting:

@@ -17,6 +17,12 @@ class Meter:
     Over any window of ``w`` seconds at most ``w * N / 60`` units pass, and the burst, and
     what the last ask exceeds the burst by.
 
+    Attributes:
+        per_minute: Units per minute.
+        seconds_per_unit: How long it takes until there is another.
+        whole_at: Loop time at which the burst will be whole again. What is given back makes
+            it earlier.
+
     Args:
         per_minute: Units per minute, above 0 and finite; fractions are fine.
         spare: Units by which the burst is smaller than one second's worth. One request
@@ -30,32 +36,32 @@ class Meter:
 
     def _set(self, per_minute: float) -> None:
         self.per_minute = per_minute
-        self._seconds_per_unit = 60.0 / per_minute
+        self.seconds_per_unit = 60.0 / per_minute
         self._burst = max(1.0, per_minute / 60.0 - self._spare)
 
     def reset(self) -> None:
         """Forget what was taken so far; a new event loop has a new clock."""
-        self._whole_at = -math.inf
+        self.whole_at = -math.inf
 
     def ready_at(self, amount: float = 1.0) -> float:
         """Loop time from which an ask of so many units conforms."""
         left_over = self._burst - min(amount, self._burst)
-        return self._whole_at - left_over * self._seconds_per_unit
+        return self.whole_at - left_over * self.seconds_per_unit
 
     def take(self, now: float, amount: float = 1.0) -> None:
         """Take so many units, whether they are there or not."""
-        self._whole_at = max(self._whole_at, now) + amount * self._seconds_per_unit
+        self.whole_at = max(self.whole_at, now) + amount * self.seconds_per_unit
 
     def give_back(self, amount: float) -> None:
         """What was taken was not used."""
-        self._whole_at -= amount * self._seconds_per_unit
+        self.whole_at -= amount * self.seconds_per_unit
 
     def resize(self, per_minute: float, now: float) -> None:
         """Go on at another rate: what is left stays, up to the new burst, and so does a debt."""
-        lacking = max(0.0, self._whole_at - now) / self._seconds_per_unit
+        lacking = max(0.0, self.whole_at - now) / self.seconds_per_unit
         left = self._burst - lacking
         self._set(per_minute)
-        self._whole_at = now + max(0.0, self._burst - left) * self._seconds_per_unit
+        self.whole_at = now + max(0.0, self._burst - left) * self.seconds_per_unit
 
 
 class Meters:
