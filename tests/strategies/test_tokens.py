@@ -1,6 +1,7 @@
 """What a call will cost, learned from those before it."""
 
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ def usage(read: int, written: int) -> dict[str, int]:
 
 def test_before_any_answer_four_characters_are_a_token_and_an_answer_has_338() -> None:
     assert LearnedTokenEstimator().estimate(object(), "x" * 400) == 100 + 338
+    assert LearnedTokenEstimator().estimate(object(), "x" * 6) == 1.5 + 338
     assert LearnedTokenEstimator().estimate(object(), "") == 1 + 338
 
 
@@ -119,6 +121,8 @@ def test_a_prompt_need_not_be_a_text(prompt: Any) -> None:
 
 def test_it_need_not_be_told_of_each_answer_for_ever() -> None:
     estimator, busy = LearnedTokenEstimator(), object()
+    assert estimator.to_skip == 0
+    assert not estimator.is_asked_each_time
     for _ in range(99):
         estimator.learn(busy, "x" * 400, usage(100, 10))
         assert estimator.to_skip == 0
@@ -126,3 +130,21 @@ def test_it_need_not_be_told_of_each_answer_for_ever() -> None:
     assert estimator.to_skip == 7
     estimator.learn(object(), "x" * 400, usage(100, 10))
     assert estimator.to_skip == 0
+
+
+def test_an_empty_prompt_has_one_token() -> None:
+    estimator, strategy = LearnedTokenEstimator(), object()
+    estimator.learn(strategy, "", {"total_tokens": 10})
+    assert estimator.estimate(strategy, "") == 1 + 9
+
+
+def test_what_was_learned_of_a_strategy_is_never_taken_for_another_at_its_address() -> None:
+    class Strategy:
+        pass
+
+    estimator, strategy = LearnedTokenEstimator(), Strategy()
+    estimator.learn(strategy, "", {"total_tokens": 10})
+    address, known = id(strategy), weakref.ref(strategy)
+    del strategy
+    assert known() is not None
+    assert id(known()) == address

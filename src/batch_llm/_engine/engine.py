@@ -258,8 +258,7 @@ class Engine:
             setup: Whom to tell and ask, where no run has said so.
             worker_id: Who is said to have been refused.
         """
-        outside = self.pool is None and not self._events.watched
-        if outside:
+        if self.pool is None:
             self._take_over(setup)
             for gate in self.gates.all:
                 gate.start()
@@ -268,7 +267,7 @@ class Engine:
             await gate.cool_down(gate.epoch, worker_id=worker_id, hint_seconds=None)
         for gate in self.gates.all:
             await gate.resumed.wait()
-        if outside and self.pool is None:
+        if self.pool is None:
             await self._events.settle()
             await self._watchers.stop()
             self._events.stop()
