@@ -223,7 +223,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
 
     async def _stream(self) -> AsyncGenerator[WorkItemResult[TOutput, TContext], None]:
         """The results of one run as they are made."""
-        pool = self._engine.begin(self._setup(), self._queue)
+        pool = self._engine.begin(self._setup(), self._queue, collecting=False)
         self._results = []
         async with contextlib.aclosing(self._engine.results(pool)) as batches:
             async for batch in batches:
@@ -287,7 +287,7 @@ class ParallelBatchProcessor(BatchProcessor[TInput, TOutput, TContext]):
     ) -> WorkItemResult[TOutput, TContext]:
         """Process one item as a run of its own."""
         self._engine.lifecycle.expect(work_item.strategy)
-        pool = self._engine.begin(self._setup(), deque([work_item]))
+        pool = self._engine.begin(self._setup(), deque([work_item]), collecting=False)
         async with contextlib.aclosing(self._engine.results(pool)) as batches:
             async for [result] in batches:
                 return result

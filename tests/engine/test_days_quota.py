@@ -78,6 +78,7 @@ async def test_what_looks_like_an_error_info_may_end_the_run_too(
         error_classifier=Lookalikes(**more),
     )
     assert result.interrupted is ends
+    assert result.stop_reason == ("Refused: slow down" if ends else None)
     assert result.succeeded == (0 if ends else 3)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_llm import ProcessorConfig
+from batch_llm import LLMCallStrategy, ProcessorConfig
 from batch_llm._engine.meters import Meters
 from tests.engine.support import Processor, items, now
 
@@ -18,9 +18,9 @@ BLOCK_SECONDS = 0.01
 class Door:
     """Lets calls out as the gate does."""
 
-    def __init__(self, *limits: float | None, most: int = 100) -> None:
+    def __init__(self, requests: float | None, tokens: float | None, *, most: int = 100) -> None:
         self.meters, self.most = Meters(), most
-        self.meters.resize(*limits, 0.0)
+        self.meters.resize(requests, tokens, 0.0)
 
     def admits(self, at: float, tokens: float = 0.0) -> bool:
         meters = self.meters
@@ -139,7 +139,7 @@ def test_no_window_holds_more_than_its_share_a_burst_and_a_block_s_time(
 
 @pytest.mark.parametrize("limits", [{"requests": 120_000}, {"tokens": 1_800_000}])
 async def test_a_run_keeps_to_a_high_limit(limits: dict[str, Any]) -> None:
-    class Swift:
+    class Swift(LLMCallStrategy[str]):
         async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
             started.append(now())
             await asyncio.sleep(0.001)

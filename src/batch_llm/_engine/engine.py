@@ -105,7 +105,7 @@ class Engine:
             seconds=config.progress_callback_timeout,
         )
 
-    def begin(self, setup: Setup, queue: deque[Item], *, collecting: bool = False) -> Pool:
+    def begin(self, setup: Setup, queue: deque[Item], *, collecting: bool) -> Pool:
         """Begin a run; ``results`` is where it comes out.
 
         Args:
@@ -258,7 +258,7 @@ class Engine:
             setup: Whom to tell and ask, where no run has said so.
             worker_id: Who is said to have been refused.
         """
-        if self.pool is None:
+        if self.pool is None and not self._events.watched:
             self._take_over(setup)
             for gate in self.gates.all:
                 gate.start()

@@ -128,7 +128,7 @@ class Gate:
 
     def statistics(self) -> QuotaStatistics:
         """What happened at the gate in this run so far."""
-        now = self._begun if self._loop is None else self._loop.time()
+        now = self._now()
         waited = self._waits.seconds(now)
         limit = self._limit
         learned = None if limit is None else limit.statistics()
@@ -231,7 +231,7 @@ class Gate:
         try:
             return await turn.future
         except asyncio.CancelledError:
-            if turn.future.done() and not turn.future.cancelled():
+            if not turn.future.cancelled():
                 self._take_back(turn.future.result())
             raise
 
@@ -286,9 +286,7 @@ class Gate:
         if self._waiting:
             self._advance()
 
-    def told(
-        self, headers: object, admission: Admission | None, *, is_refusal: bool = False
-    ) -> None:
+    def told(self, headers: object, admission: Admission | None, *, is_refusal: bool) -> None:
         """A response has headers, which may say how much is left.
 
         Args:
@@ -391,7 +389,6 @@ class Gate:
     def close(self) -> None:
         """Let out no more calls in this run."""
         self.closed = True
-        self._set_wide_open()
 
     def reset(self) -> None:
         """End cooldown and slow start; the next run starts with an open gate."""
@@ -437,7 +434,7 @@ class Gate:
     def _set_wide_open(self) -> None:
         self.is_calm = (
             (self._limit is None or self._limit.is_idle)
-            and not (self._slow_start.is_on or self.consecutive or self.closed)
+            and not (self._slow_start.is_on or self.consecutive)
             and self.resumed.is_set()
         )
         self.wide_open = self.is_calm and not self._meters.counts
@@ -461,8 +458,9 @@ class Gate:
                 ready_at, self._reason = learned_at, _reason_of(self._limit, learned_at)
             self._tell_pause(self._limit)
         if self._slow_start.is_on:
-            self._reason = "cooldown"
-            ready_at = max(ready_at, self._slow_start.ready_at(self.strategy))
+            slow_at = self._slow_start.ready_at(self.strategy)
+            if slow_at > ready_at:
+                ready_at, self._reason = slow_at, "cooldown"
         return ready_at
 
     def _tell_pause(self, limit: AdaptiveLimit) -> None:

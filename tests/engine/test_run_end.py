@@ -1,0 +1,136 @@
+"""The end of a run that is cancelled itself, and what it does with calls that will not end."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from batch_llm import FixedDelayStrategy, ProcessingEvent
+from tests.engine.moments import other_tasks
+from tests.engine.support import Processor, Provider, items, now, run_with, settings, start
+from tests.helpers import Recorder
+
+ENDS_AT = 20.0
+
+
+class Deaf(Provider):
+    """Ignores every cancellation, and answers at last."""
+
+    def __init__(self, cleanup_seconds: float = 0.0) -> None:
+        super().__init__()
+        self.cleanup_seconds = cleanup_seconds
+        self.cancelled: list[float] = []
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+        while now() < ENDS_AT:
+            try:
+                await asyncio.sleep(ENDS_AT - now())
+            except asyncio.CancelledError:
+                self.cancelled.append(now())
+        return "late", {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+
+    async def cleanup(self) -> None:
+        await asyncio.sleep(self.cleanup_seconds)
+
+
+async def test_a_call_that_the_end_left_behind_is_left_alone() -> None:
+    """Though the cleanup of its strategy takes until after the call's deadline."""
+    deaf, recorder = Deaf(cleanup_seconds=8.0), Recorder()
+    processor = Processor(config=settings(timeout_per_item=10.0), observers=[recorder])
+    running = await start(processor, *items(deaf))
+    await asyncio.sleep(5.0)
+    await processor.cleanup()
+    result = await running
+    assert now() == 14.0
+    assert deaf.cancelled == [5.0]
+    assert (result.results, result.not_run) == ([], ["0"])
+    last = [event for event, _ in recorder.seen[-2:]]
+    assert last == [ProcessingEvent.WORKER_STOPPED, ProcessingEvent.BATCH_COMPLETED]
+    await asyncio.sleep(ENDS_AT)
+
+
+async def test_a_call_is_left_alone_by_an_end_that_is_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deaf = Deaf()
+    processor = Processor(config=settings(timeout_per_item=10.0))
+    running = await start(processor, *items(deaf))
+    await asyncio.sleep(5.0)
+    running.cancel()
+    await asyncio.sleep(0.5)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert now() == 5.5
+    await asyncio.sleep(ENDS_AT)
+    # The deadline of the call, at 10 s, was the run's.
+    assert deaf.cancelled == [5.0, 5.5]
+    assert "left behind" not in caplog.text
+    stats = await processor.get_stats()
+    assert (stats["processed"], stats["total_tokens"]) == (0, 0)
+
+
+async def test_a_second_cancellation_cuts_short_what_the_first_left_time_for() -> None:
+    class Thorough(Provider):
+        async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+            try:
+                await asyncio.sleep(100.0)
+            finally:
+                await asyncio.sleep(0.9)
+
+    processor = Processor(config=settings())
+    running = await start(processor, *items(Thorough()))
+    await asyncio.sleep(1.0)
+    running.cancel()
+    await asyncio.sleep(0.5)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await asyncio.sleep(0)
+    assert now() == 1.5
+    assert other_tasks() == set()
+
+
+async def test_observers_are_told_of_a_cooldown_after_a_run() -> None:
+    recorder = Recorder()
+    processor = Processor(
+        config=settings(), rate_limit_strategy=FixedDelayStrategy(5.0), observers=[recorder]
+    )
+    assert (await run_with(processor, *items(Provider()))).succeeded == 1
+    await processor._handle_rate_limit(worker_id=3)
+    assert [event for event, _ in recorder.seen[-3:]] == [
+        ProcessingEvent.BATCH_COMPLETED,
+        ProcessingEvent.COOLDOWN_STARTED,
+        ProcessingEvent.COOLDOWN_ENDED,
+    ]
+
+
+async def test_observers_are_told_of_each_cooldown_outside_a_run_once() -> None:
+    class Slow(Recorder):
+        async def on_event(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
+            await asyncio.sleep(3.0)
+            await super().on_event(event, data)
+
+    recorder = Slow()
+    processor = Processor(config=settings(), rate_limit_strategy=FixedDelayStrategy(2.0))
+    processor.observers = [recorder]
+    for _ in range(2):
+        first = asyncio.create_task(processor._handle_rate_limit())
+        await asyncio.sleep(1.0)
+        await asyncio.gather(first, processor._handle_rate_limit())
+    assert [event for event, _ in recorder.seen] == [
+        ProcessingEvent.COOLDOWN_STARTED,
+        ProcessingEvent.COOLDOWN_ENDED,
+    ] * 2
+    # One event after the other.
+    assert now() == 4 * 3.0
+
+
+@pytest.mark.parametrize("observers", [[], [Recorder()]], ids=["unwatched", "watched"])
+async def test_a_cooldown_from_outside_leaves_a_run_its_counters(observers: list[Any]) -> None:
+    processor = Processor(config=settings(cooldown=5.0), observers=observers)
+    running = await start(processor, *items(Provider(seconds=1.0), 4))
+    await asyncio.sleep(1.5)
+    await processor._handle_rate_limit()
+    quota = (await running).quotas["default"]
+    assert (quota.answered, quota.seconds) == (4, now())
