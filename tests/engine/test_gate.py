@@ -13,6 +13,7 @@ from batch_llm import (
     RateLimitStrategy,
 )
 from batch_llm.strategies.tokens import LearnedTokenEstimator
+from batch_llm.testing import MockUsage
 from tests.engine.support import (
     Call,
     Processor,
@@ -225,3 +226,52 @@ async def test_what_is_left_of_a_block_is_not_for_later() -> None:
         await asyncio.sleep(100.0)
         await run_with(processor, *items(provider, 1_100))
     assert sum(at == 100.0 for at in provider.instants) == 1_023
+
+
+async def test_during_slow_start_a_call_may_wait_for_its_quota_all_the_same() -> None:
+    class Gentle(RateLimitStrategy):
+        async def on_rate_limit(self, worker_id: int, consecutive_limit_count: int) -> float:
+            return 0.5
+
+        def should_apply_slow_start(self, items_since_resume: int) -> tuple[bool, float]:
+            return True, 0.1
+
+    async def begin() -> None:
+        await asyncio.sleep(0.25)
+        await processor._handle_rate_limit()
+
+    provider = Billing()
+    config = settings(max_tokens_per_minute=600, token_estimator=Expecting(10))
+    processor = Processor(config=config, rate_limit_strategy=Gentle())
+    beginning = asyncio.create_task(begin())
+    async with processor:
+        quota = (await run_with(processor, *items(provider, 2))).quotas["default"]
+    await beginning
+    assert provider.instants == pytest.approx([0.0, 1.0])
+    assert quota.waited_for_cooldown_seconds == pytest.approx(0.5)
+    assert quota.waited_for_quota_seconds == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("told", "learned"),
+    [
+        (MockUsage(), [{"input_tokens": 100, "output_tokens": 50, "total_tokens": 150}]),
+        ({"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}, []),
+    ],
+    ids=["an object", "nothing used"],
+)
+async def test_an_estimator_learns_from_counts_in_whatever_shape_they_came(
+    told: Any, learned: list[dict[str, int]]
+) -> None:
+    class Reporting(LLMCallStrategy[str]):
+        async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+            return prompt, told
+
+    class Learning(Expecting):
+        def learn(self, strategy: object, prompt: str, usage: Mapping[str, int]) -> None:
+            seen.append(dict(usage))
+
+    seen: list[dict[str, int]] = []
+    config = ProcessorConfig(max_tokens_per_minute=6_000, token_estimator=Learning(10))
+    assert (await run(*items(Reporting()), config=config)).succeeded == 1
+    assert seen == learned

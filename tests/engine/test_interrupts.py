@@ -9,7 +9,6 @@ import pytest
 
 from batch_llm import BaseMiddleware, WorkItemResult
 from batch_llm._engine import interrupts
-from batch_llm._engine.pool import WIND_DOWN_SECONDS
 from batch_llm.testing.loop import VirtualTimeLoop
 from batch_llm.testing.loop import run as virtual_run
 from tests.engine.moments import other_tasks
@@ -61,7 +60,7 @@ async def test_calls_that_do_not_finish_within_the_grace_are_ended() -> None:
     provider = Provider(seconds=100.0)
     async with Processor(config=settings(2)) as processor:
         result = await interrupted_after(1.0, processor, *items(provider, 3))
-        assert now() == 1.0 + WIND_DOWN_SECONDS
+        assert now() == 31.0
         assert (result.total_items, result.interrupted) == (0, True)
         assert result.not_run == ["0", "1", "2"]
 

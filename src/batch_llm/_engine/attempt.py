@@ -68,9 +68,7 @@ class Attempts:
         """
         entry, item = journal.entry, journal.item
         journal.epoch = entry.gate.epoch
-        if journal.repeats:
-            journal.repeats = False
-        else:
+        if not journal.repeats:
             journal.attempt += 1
         deadlines = self._deadlines
         now = deadlines.now

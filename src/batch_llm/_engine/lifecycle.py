@@ -189,7 +189,6 @@ class Lifecycle:
                 trial.admission = await gate.acquire()
             trial.epoch = gate.epoch
             trial.attempt += 0 if trial.repeats else 1
-            trial.repeats = False
             settled = await self._tasks.bounded(entry.prepare, seconds=self._seconds, what=name)
             if trial.admission is not None:
                 gate.ended(trial.admission, answered=settled.error is None)
