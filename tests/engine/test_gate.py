@@ -275,3 +275,23 @@ async def test_an_estimator_learns_from_counts_in_whatever_shape_they_came(
     config = ProcessorConfig(max_tokens_per_minute=6_000, token_estimator=Learning(10))
     assert (await run(*items(Reporting()), config=config)).succeeded == 1
     assert seen == learned
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_estimator_is_told_of_no_call_that_went_out_without_a_limit(fails: bool) -> None:
+    class Lifting(Billing):
+        async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+            answer = await super().execute(prompt, attempt, timeout)
+            if len(self.instants) == 2:
+                processor.set_limits(tokens_per_minute=None)
+                if fails:
+                    raise ConnectionError
+            return answer
+
+    estimator = Expecting(10)
+    config = ProcessorConfig(max_workers=1, max_tokens_per_minute=60_000, token_estimator=estimator)
+    processor = Processor(config=config)
+    async with processor:
+        assert (await run_with(processor, *items(Lifting(1.0), 3))).succeeded == 3
+    # The second had gone out by then; what it used when it failed is not known.
+    assert (estimator.asked, estimator.told) == (2, 1 if fails else 2)

@@ -105,20 +105,13 @@ class Pool:
             self._hire(Worker(worker_id))
 
     async def results(self) -> AsyncGenerator[list[Result], None]:
-        """The results as they are made, some at a time, until the run is over.
-
-        Raises:
-            KeyboardInterrupt: User code raised it.
-            SystemExit: User code raised it.
-        """
+        """The results as they are made, some at a time, until the run is over."""
         while True:
             while self.outbox and (self._over or not self._collecting):
                 made, self.outbox = self.outbox, []
                 while self._full:
                     _wake(self._full)
                 yield made
-            if self.error is not None:
-                raise self.error
             if self._over:
                 return
             self._consumer = asyncio.get_running_loop().create_future()
