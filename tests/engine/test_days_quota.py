@@ -90,3 +90,23 @@ async def test_a_hint_that_is_no_number_is_none() -> None:
     )
     assert result.succeeded == 1
     assert 0.5 <= now() <= 2.0
+
+
+async def test_the_first_refusal_is_why_the_run_ends() -> None:
+    class Counting(DaysQuota):
+        async def execute(self, call: Call) -> Any:
+            await asyncio.sleep(call.at + 1.0 + int(call.prompt.removeprefix("prompt ")))
+            raise Refused(float(now()))
+
+        def classify(self, exception: Exception) -> ErrorInfo:
+            return ErrorInfo(False, True, False, "rate_limit", 1.0, f"at {now()}", ends_run=True)
+
+    days = Counting()
+    result = await run(
+        *items(Provider(days.execute), 2),
+        config=ProcessorConfig(max_workers=2),
+        error_classifier=days,
+    )
+    assert result.stop_reason == "at 1.0"
+    # The second call was in flight, and nothing waits for its grace once it has ended.
+    assert now() == 2.0

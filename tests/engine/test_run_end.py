@@ -7,7 +7,16 @@ import pytest
 
 from batch_llm import FixedDelayStrategy, ProcessingEvent
 from tests.engine.moments import other_tasks
-from tests.engine.support import Processor, Provider, items, now, run_with, settings, start
+from tests.engine.support import (
+    Processor,
+    Provider,
+    items,
+    now,
+    run_with,
+    script,
+    settings,
+    start,
+)
 from tests.helpers import Recorder
 
 ENDS_AT = 20.0
@@ -134,3 +143,13 @@ async def test_a_cooldown_from_outside_leaves_a_run_its_counters(observers: list
     await processor._handle_rate_limit()
     quota = (await running).quotas["default"]
     assert (quota.answered, quota.seconds) == (4, now())
+
+
+async def test_what_stopped_the_run_comes_out_of_it_whatever_fails_on_the_way_out() -> None:
+    class Leaving(Provider):
+        async def cleanup(self) -> None:
+            raise SystemExit
+
+    async with Processor(config=settings()) as processor:
+        with pytest.raises(KeyboardInterrupt):
+            await run_with(processor, *items(Leaving(script(KeyboardInterrupt())), 2))
