@@ -45,8 +45,8 @@ class LearnedTokenEstimator:
     def __init__(self) -> None:
         self._all = _Experience(None)
         self._by_strategy: dict[int, _Experience] = {}
-        self.to_skip = 0
-        self.is_asked_each_time = False
+        self.to_skip: int = 0
+        self.is_asked_each_time: bool = False
 
     def estimate(self, strategy: object, prompt: str) -> float:
         """Tokens that a call will use, input and output together."""
