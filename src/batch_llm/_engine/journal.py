@@ -180,8 +180,10 @@ class Journal:
                 stats.total_tokens += total
                 self.entry.gate.tokens += total
                 return total
-        if isinstance(usage, ReportedUsage) and self.metadata is None:
-            self.metadata, self.is_plain = usage.metadata, False
+        if kind is ReportedUsage:
+            self.is_plain, kind = False, dict
+            if self.metadata is None:
+                self.metadata = usage.metadata
         return self._add(usage if kind is dict else read_usage(usage), stats)
 
     def _add(self, usage: Mapping[str, Any], stats: ProcessingStats) -> int:

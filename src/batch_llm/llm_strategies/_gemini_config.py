@@ -36,7 +36,9 @@ class GeminiConfigs:
         self._no_retries: Any = _no_retries(self._types) if _may_retry(client) else None
         self._no_function_calling: Any = {"disable": True}
         self._defaults: dict[str, Any] = {}
+        self._empty: Any = {}
         if self._types is not None:
+            self._empty = self._types.GenerateContentConfig()
             self._no_function_calling = self._types.AutomaticFunctionCallingConfig(disable=True)
             if "automatic_continuation" in self._types.GenerateContentConfig.model_fields:
                 self._defaults["automatic_continuation"] = False
@@ -71,10 +73,10 @@ class GeminiConfigs:
 
     def as_model(self, config: Any) -> Any:
         """The user's config with its fields as attributes; without the SDK a dict stays one."""
-        if self._types is None:
-            return {} if config is None else config
-        if config is None or isinstance(config, Mapping):
-            return self._types.GenerateContentConfig.model_validate(config or {})
+        if config is None:
+            return self._empty
+        if self._types is not None and isinstance(config, Mapping):
+            return self._types.GenerateContentConfig.model_validate(config)
         return config
 
     def _without_retries(self, options: Any) -> Any:
