@@ -12,6 +12,7 @@ from batch_llm import (
     QuotaStatistics,
     RateLimitStrategy,
 )
+from batch_llm.strategies.adaptive import FIRST_WAVE, AdaptiveLimit
 from batch_llm.strategies.tokens import LearnedTokenEstimator
 from batch_llm.testing import MockUsage
 from tests.engine.support import (
@@ -295,3 +296,36 @@ async def test_an_estimator_is_told_of_no_call_that_went_out_without_a_limit(fai
         assert (await run_with(processor, *items(Lifting(1.0), 3))).succeeded == 3
     # The second had gone out by then; what it used when it failed is not known.
     assert (estimator.asked, estimator.told) == (2, 1 if fails else 2)
+
+
+async def test_a_call_that_has_not_heard_yet_that_it_may_go_is_in_flight() -> None:
+    gate = Processor(config=learning(30))._gate
+    gate.start(AdaptiveLimit(30, now()), calls_in_flight=lambda _: 18)
+    out = [await gate.acquire() for _ in range(FIRST_WAVE)]
+    waiting = [asyncio.create_task(gate.acquire()) for _ in range(10)]
+    await asyncio.sleep(0)
+    # One is answered and one refused in the same turn, in which the others wake up.
+    gate.ended(out.pop(), answered=True)
+    gate.refused(out.pop(), hint_seconds=None)
+    for admission in [*out, *await asyncio.gather(*waiting)]:
+        gate.ended(admission, answered=True)
+    admission = await gate.acquire()
+    assert admission is not None
+    assert admission.others == 0
+
+
+async def test_who_was_let_out_and_gave_up_is_not_in_flight() -> None:
+    gate = Processor(config=learning(30))._gate
+    gate.start(AdaptiveLimit(30, now()), calls_in_flight=lambda _: 18)
+    out = [await gate.acquire() for _ in range(FIRST_WAVE)]
+    waiting = asyncio.create_task(gate.acquire())
+    await asyncio.sleep(0)
+    gate.ended(out.pop(), answered=True)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    gate.refused(out.pop(), hint_seconds=None)
+    for admission in out:
+        gate.ended(admission, answered=True)
+    admission = await gate.acquire()
+    assert admission is not None
+    assert admission.others == 0

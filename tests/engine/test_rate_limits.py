@@ -530,7 +530,7 @@ async def test_a_cooldown_that_ended_with_its_run_slows_no_later_one() -> None:
 async def test_of_a_failing_strategy_its_name_is_told_and_at_debug_its_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "batch_llm._engine.gate")
+    caplog.set_level(logging.DEBUG, "batch_llm._engine.cooldown")
     strategy, recorder = Noting(), Recorder()
     monkeypatch.setattr(strategy, "on_rate_limit", hangs)
     await run(
@@ -550,7 +550,7 @@ async def test_the_whole_error_of_a_slow_start_is_there_for_who_debugs(
     def divide(items_since_resume: int) -> Any:
         return 1 / 0
 
-    caplog.set_level(logging.DEBUG, "batch_llm._engine.slow_start")
+    caplog.set_level(logging.DEBUG, "batch_llm._engine.cooldown")
     strategy = Noting()
     monkeypatch.setattr(strategy, "should_apply_slow_start", divide)
     await run(*items(Provider(script(Refused()))), rate_limit_strategy=strategy)

@@ -116,7 +116,7 @@ FIRST: dict[str, tuple[str, ...]] = {
     "_engine/pool.py": ("tests/engine/test_workers.py", "tests/engine/test_stopping.py"),
     "_engine/progress.py": ("tests/test_progress.py",),
     "_engine/recovery.py": ("tests/engine/test_retries.py", "tests/engine/test_rate_limits.py"),
-    "_engine/slow_start.py": ("tests/engine/test_rate_limits.py",),
+    "_engine/cooldown.py": ("tests/engine/test_rate_limits.py",),
     "_engine/state.py": ("tests/engine/test_state.py",),
     "_engine/tasks.py": ("tests/engine/test_tasks.py", "tests/engine/test_timeouts.py"),
     "_engine/waits.py": ("tests/engine/test_retries.py", "tests/engine/test_rate_limits.py"),

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -234,10 +234,18 @@ def every_attempt_is_the_first(broken: Broken) -> None:
 
 @mutant("cooldown", MANY_STRATEGIES)
 def strategies_are_prepared_in_a_cooldown(broken: Broken) -> None:
-    async def go_on(self: asyncio.Event) -> bool:
-        return True
+    class PassedBy(asyncio.Event):
+        async def wait(self) -> Literal[True]:
+            return True
 
-    broken.setattr(asyncio.Event, "wait", go_on)
+    start = Gate.start
+
+    def begin(self: Gate, *args: Any, **more: Any) -> None:
+        start(self, *args, **more)
+        self.resumed = PassedBy()
+        self.resumed.set()
+
+    broken.setattr(Gate, "start", begin)
 
 
 @mutant("attempts", PLAIN)

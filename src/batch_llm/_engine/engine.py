@@ -1,6 +1,7 @@
 """How a run is wired together, begun and ended."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -189,8 +190,9 @@ class Engine:
         """
         interrupts.listen(pool)
         try:
-            async for results in pool.results():
-                yield results
+            async with contextlib.aclosing(pool.results()) as batches:
+                async for results in batches:
+                    yield results
         finally:
             interrupts.forget(pool)
             await self._end(pool)

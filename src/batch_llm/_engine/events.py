@@ -155,6 +155,7 @@ class Events:
     Attributes:
         observers: Who is told, from the next start on.
         watched: Whether anybody watches; where nobody does, no event is built.
+        news: What happened and is not dealt out yet.
         deal_at: How many new events are dealt out at once: 1 while an observer sleeps.
         crowded: Whether an observer is so far behind that the run should wait for it.
     """
@@ -163,7 +164,7 @@ class Events:
         self.observers = observers
         self._feeds: list[_Feed] = []
         self._deadlines: Deadlines
-        self._news: list[_Record] = []
+        self.news: list[_Record] = []
         self.deal_at = 1
         self.watched = False
         self.crowded = False
@@ -185,14 +186,14 @@ class Events:
 
     def emit(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
         """Note an event for every observer, each of which gets data of its own."""
-        news = self._news
+        news = self.news
         news.append((event, data))
         if len(news) >= self.deal_at:
             self.deal()
 
     def deal(self) -> None:
         """Put what is new into the backlogs, and wake who sleeps."""
-        news = self._news
+        news = self.news
         if not news:
             return
         self.deal_at = _AT_ONCE if self._feeds else 1
@@ -229,7 +230,7 @@ class Events:
         """End the run; the tasks end with their owner."""
         self.watched = False
         self._feeds = []
-        self._news.clear()
+        self.news.clear()
         self._deadlines.stop()
 
     def _stuck(self, feed: Holder) -> None:

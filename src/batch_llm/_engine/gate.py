@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from batch_llm._engine.cooldown import SlowStart, cooldown_seconds, is_duration
 from batch_llm._engine.estimates import Estimator
 from batch_llm._engine.events import Events
 from batch_llm._engine.journal import Journal, describe
 from batch_llm._engine.meters import LARGEST_BLOCK, Meters
-from batch_llm._engine.slow_start import SlowStart, is_duration
 from batch_llm._engine.tasks import FATAL, Tasks
 from batch_llm._engine.waits import Reason, Waits
 from batch_llm.base import LLMWorkItem, QuotaStatistics
@@ -73,6 +73,8 @@ class Gate:
         self.epoch = 0
         self.consecutive = 0
         self._waiting: deque[_Turn] = deque()
+        # Calls that were let out, and have not heard of it yet.
+        self._waking = 0
         self._meters = Meters()
         self._calls_in_flight: Callable[[Gate], int]
         self._estimator: Estimator
@@ -216,7 +218,8 @@ class Gate:
         loop = asyncio.get_running_loop()
         turn = _Turn(loop.create_future(), tokens)
         self._waiting.append(turn)
-        self._advance()
+        if self._waiting[0] is turn:
+            self._advance()
         admission = await self._turn(turn)
         while not self.resumed.is_set():
             # A cooldown began between the turn and this wake-up: first in line again.
@@ -229,11 +232,14 @@ class Gate:
 
     async def _turn(self, turn: _Turn) -> Admission | None:
         try:
-            return await turn.future
+            admission = await turn.future
         except asyncio.CancelledError:
             if not turn.future.cancelled():
+                self._waking -= 1
                 self._take_back(turn.future.result())
             raise
+        self._waking -= 1
+        return admission
 
     def _take_back(self, admission: Admission | None) -> None:
         """A call that was let out is not made after all."""
@@ -257,9 +263,9 @@ class Gate:
             self._limit.end()
             if answered:
                 self._limit.answered(admission, self._now())
-            if self._waiting:
-                self._advance()
         self._set_wide_open()
+        if self._waiting and self._limit is not None:
+            self._advance()
 
     def settle(self, item: Item, booked: float, used: int, usage: object) -> None:
         """Give back what a call has used less than was expected of it, or owe what was more.
@@ -301,7 +307,8 @@ class Gate:
 
     def _engage(self, limit: AdaptiveLimit) -> None:
         if not limit.is_engaged:
-            limit.engage(answered=self.answers, in_flight=self._calls_in_flight(self))
+            in_flight = self._calls_in_flight(self) + self._waking
+            limit.engage(answered=self.answers, in_flight=in_flight)
             self._set_wide_open()
 
     def refused(self, admission: Admission | None, *, hint_seconds: float | None) -> None:
@@ -336,15 +343,21 @@ class Gate:
         self._note_wait()
         seconds, error = 0.0, None
         try:
-            seconds, error = await self._cooldown_seconds(worker_id, hint_seconds)
+            if is_duration(hint_seconds):
+                seconds = float(hint_seconds)
+            else:
+                asked = await cooldown_seconds(
+                    self.strategy,
+                    worker_id,
+                    self.consecutive,
+                    tasks=self._tasks,
+                    hook_seconds=self._hook_seconds,
+                )
+                seconds, error = asked.value, asked.error
         finally:
             self._events.emit(
                 ProcessingEvent.COOLDOWN_STARTED,
-                {
-                    "worker_id": worker_id,
-                    "duration": seconds,
-                    "consecutive": self.consecutive,
-                },
+                {"worker_id": worker_id, "duration": seconds, "consecutive": self.consecutive},
             )
             if seconds > 0:
                 self._set_timer(self._now() + seconds, self._resume, seconds)
@@ -352,27 +365,6 @@ class Gate:
                 self._resume(seconds, error)
         if error is None:
             _log.warning("rate limited: all workers pause for %g s", seconds)
-
-    async def _cooldown_seconds(
-        self, worker_id: int, hint_seconds: float | None
-    ) -> tuple[float, BaseException | None]:
-        if is_duration(hint_seconds):
-            return float(hint_seconds), None
-        settled = await self._tasks.bounded(
-            lambda: self.strategy.on_rate_limit(worker_id, self.consecutive),
-            seconds=self._hook_seconds,
-            what="rate_limit_strategy.on_rate_limit",
-        )
-        if settled.error is None and not is_duration(settled.value):
-            settled.error = TypeError(
-                f"on_rate_limit returned {settled.value!r}; it must return seconds >= 0"
-            )
-        if settled.error is not None:
-            kind = type(settled.error).__name__
-            _log.error("the rate-limit strategy failed with %s, so nobody pauses", kind)
-            _log.debug("the rate-limit strategy failed", exc_info=settled.error)
-            return 0.0, settled.error
-        return float(settled.value), None
 
     def _resume(self, seconds: float, error: BaseException | None = None) -> None:
         self._clear_timer()
@@ -419,6 +411,7 @@ class Gate:
                 self._note_wait()
                 return
             self._waiting.popleft()
+            self._waking += 1
             first.future.set_result(self._let_out(now, first.tokens))
         self._note_wait()
         if self.resumed.is_set():
@@ -440,6 +433,8 @@ class Gate:
         self.wide_open = self.is_calm and not self._meters.counts
 
     def _let_out(self, now: float, tokens: float) -> Admission | None:
+        if self.wide_open:
+            return None
         if self._slow_start.is_on:
             self._slow_start.let_out(now)
         self._meters.take(now, tokens)
@@ -451,6 +446,8 @@ class Gate:
 
     def _ready_at(self, tokens: float, now: float) -> float:
         """When a call may go out, and what it waits for until then."""
+        if self.wide_open:
+            return -math.inf
         ready_at, self._reason = self._meters.ready_at(tokens), "quota"
         if self._limit is not None:
             learned_at = self._limit.ready_at(now, tokens)

@@ -91,9 +91,7 @@ class ItemRunner:
                 entry = entry if is_known else entry_of(item.strategy)
                 journal.begin(item, entry)
                 if watched:
-                    journal.started = self.now()
-                    started = {"item_id": item.item_id, "worker_id": worker.id}
-                    events.emit(_ITEM_STARTED, started)
+                    self._tell_start(journal)
                 ending: Ending = entry.failure
                 if has_hooks or not entry.prepared:
                     ending = await self._let_in(journal)
@@ -121,6 +119,15 @@ class ItemRunner:
                 pool.outbox.append(result)
         except BaseException as error:
             pool.leave(worker, error)
+
+    def _tell_start(self, journal: Journal) -> None:
+        journal.started = self.now()
+        data = {"item_id": journal.item.item_id, "worker_id": journal.worker_id}
+        # As emit() does, without the call.
+        events = self.events
+        events.news.append((_ITEM_STARTED, data))
+        if len(events.news) >= events.deal_at:
+            events.deal()
 
     async def _let_in(self, journal: Journal) -> Ending:
         """Ask middleware, and have the strategy prepared; gives why there is to be no call."""
@@ -210,13 +217,13 @@ class ItemRunner:
 
     def _take_down(self, journal: Journal, result: WorkItemResult[Any, Any]) -> None:
         """Put a result into the record and the stats, and tell whoever watches."""
-        stats = self.stats
+        stats, events = self.stats, self.events
         stats.processed += 1
         if not result.success:
             self._take_down_failure(result)
         else:
             stats.succeeded += 1
-            if self.events.watched:
+            if events.watched:
                 try:
                     tokens = journal.usage["total_tokens"]
                 except (KeyError, TypeError):
@@ -228,7 +235,9 @@ class ItemRunner:
                 }
                 if journal.state is not None:
                     data["state"] = journal.state
-                self.events.emit(_ITEM_COMPLETED, data)
+                events.news.append((_ITEM_COMPLETED, data))
+                if len(events.news) >= events.deal_at:
+                    events.deal()
         if self.progress is not None:
             self.progress.report(stats, result.item_id)
 

@@ -47,6 +47,7 @@ class Entry:
         "pending",
         "prepared",
         "preparing",
+        "settled",
         "strategy",
         "takes_state",
         "used",
@@ -64,6 +65,7 @@ class Entry:
         self.latencies: Latencies | None = None
         self.closing: asyncio.Future[None] | None = None
         self.preparing: asyncio.Task[Settled] | None = None
+        self.settled: asyncio.Event
         self.failure: Failure | None = None
 
     def prepare(self) -> Any:
@@ -167,12 +169,14 @@ class Lifecycle:
         """
         if entry.preparing is None:
             name = f"{type(entry.strategy).__name__}.prepare"
+            settled = entry.settled = asyncio.Event()
             entry.preparing = self._tasks.spawn(
-                settle(lambda: self._prepare(entry, journal, name)), name=name
+                settle(lambda: self._prepare(entry, journal, name)),
+                name=name,
+                ended=lambda _: settled.set(),
             )
         preparing = entry.preparing
-        if not preparing.done():
-            await asyncio.wait((preparing,))
+        await entry.settled.wait()
         if (interrupt := preparing.result().error) is not None:
             raise interrupt
         return entry.failure

@@ -239,8 +239,11 @@ class Pool:
         self._crew[worker.id] = worker
         self._working += 1
         working = self._runner.work(worker, self) if error is None else self._go_on(worker, error)
-        worker.task = self._tasks.spawn(working, name=f"batch_llm worker {worker.id}")
-        worker.task.add_done_callback(lambda task: self._gone(worker, task))
+        worker.task = self._tasks.spawn(
+            working,
+            name=f"batch_llm worker {worker.id}",
+            ended=lambda task: self._gone(worker, task),
+        )
 
     def _gone(self, worker: Worker, task: asyncio.Task[None]) -> None:
         self._working -= 1

@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from batch_llm._engine.cooldown import is_duration
 from batch_llm._engine.events import Events
 from batch_llm._engine.journal import Failure, Journal, describe
-from batch_llm._engine.slow_start import is_duration
 from batch_llm._engine.tasks import FATAL
 from batch_llm.base import LLMWorkItem, ProcessingStats
 from batch_llm.observers.events import ProcessingEvent

@@ -47,18 +47,29 @@ def hook(owner: object, name: str, *args: object, **more: object) -> Callable[[]
     return call
 
 
+_Ended = Callable[[asyncio.Task[Any]], None]
+
+
 class Tasks:
     """The tasks of one run; none of them outlives ``stop`` unless it ignores cancellation."""
 
     def __init__(self) -> None:
         # In the order of their start, so that a run ends the same way each time.
-        self._alive: dict[asyncio.Task[Any], None] = {}
+        self._alive: dict[asyncio.Task[Any], _Ended | None] = {}
 
-    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-        """Start a task."""
+    def spawn(
+        self, work: Coroutine[Any, Any, Any], *, name: str, ended: _Ended | None = None
+    ) -> asyncio.Task[Any]:
+        """Start a task.
+
+        Args:
+            work: What it does.
+            name: What it is called in logs.
+            ended: Told of its end, unless the task is left behind.
+        """
         # Not by the loop's task factory: an eager one would begin before the task is known here.
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name)
-        self._alive[task] = None
+        self._alive[task] = ended
         task.add_done_callback(self._forget)
         return task
 
@@ -111,8 +122,12 @@ class Tasks:
 
     async def stop(self) -> None:
         """Cancel every task and wait until it has ended, at most for the grace."""
-        if ending := self._others():
-            await self.end(ending)
+        ending = self._others()
+        if running := [task for task in ending if not task.done()]:
+            await self.end(running)
+        elif ending:
+            # Somebody is still to be told of their end.
+            await asyncio.sleep(0)
 
     async def end(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
         """Cancel tasks, and wait for them for the grace; what then still runs is left behind."""
@@ -122,11 +137,12 @@ class Tasks:
             task.cancel()
         _, stuck = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
         for task in stuck:
-            self._forget(task)
+            self._alive.pop(task, None)
             _log.error("%s ignores its cancellation and is left behind", task.get_name())
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._alive.pop(task, None)
+        if ended := self._alive.pop(task, None):
+            ended(task)
 
     def _others(self) -> list[asyncio.Task[Any]]:
         current = asyncio.current_task()

@@ -1,13 +1,49 @@
-"""The pace after a cooldown, as the rate-limit strategy wants it."""
+"""How long a cooldown is, and the pace after it, as the rate-limit strategy wants them."""
 
 import logging
 import math
 from typing import Any, TypeGuard
 
-from batch_llm._engine.tasks import FATAL
+from batch_llm._engine.tasks import FATAL, Settled, Tasks
 from batch_llm.strategies.rate_limit import RateLimitStrategy
 
 _log = logging.getLogger(__name__)
+
+
+async def cooldown_seconds(
+    strategy: RateLimitStrategy,
+    worker_id: int,
+    consecutive: int,
+    *,
+    tasks: Tasks,
+    hook_seconds: float,
+) -> Settled:
+    """Ask the strategy how long to pause.
+
+    Args:
+        strategy: The strategy.
+        worker_id: Whose call was refused.
+        consecutive: Cooldowns since any call succeeded, this one included.
+        tasks: Runs the strategy's code.
+        hook_seconds: Deadline of that code.
+
+    Returns:
+        The seconds; 0 with an error where it gave none.
+    """
+    settled = await tasks.bounded(
+        lambda: strategy.on_rate_limit(worker_id, consecutive),
+        seconds=hook_seconds,
+        what="rate_limit_strategy.on_rate_limit",
+    )
+    if settled.error is None and not is_duration(settled.value):
+        settled.error = TypeError(
+            f"on_rate_limit returned {settled.value!r}; it must return seconds >= 0"
+        )
+    if settled.error is not None:
+        kind = type(settled.error).__name__
+        _log.error("the rate-limit strategy failed with %s, so nobody pauses", kind)
+        _log.debug("the rate-limit strategy failed", exc_info=settled.error)
+    return Settled(0.0 if settled.error else float(settled.value), settled.error)
 
 
 class SlowStart:
