@@ -65,8 +65,8 @@ class Effort:
     waiting_items: int
 
 
-FULL = Effort(rounds=15, items=3_000, many_items=100_000, many_workers=10_000, waiting_items=4_000)
-QUICK = Effort(rounds=5, items=3_000, many_items=20_000, many_workers=2_000, waiting_items=1_000)
+FULL = Effort(rounds=45, items=3_000, many_items=100_000, many_workers=10_000, waiting_items=4_000)
+QUICK = Effort(rounds=20, items=3_000, many_items=20_000, many_workers=2_000, waiting_items=1_000)
 
 
 def least(rounds: int, contenders: Mapping[str, Contender]) -> dict[str, float]:

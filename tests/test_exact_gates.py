@@ -35,6 +35,16 @@ def test_the_number_of_workers_makes_no_difference() -> None:
     assert {*breaches(counts)} <= {"calls"}, counts
 
 
+def test_a_strategy_without_hooks_of_its_own_gives_the_loop_nothing_to_do() -> None:
+    async def setup(items: int) -> Run:
+        return await queued(
+            [LLMWorkItem(f"item {number}", Echo()) for number in range(items)], WORKERS
+        )
+
+    counts = per_item(setup)
+    assert counts.callbacks <= 1.1, counts
+
+
 def test_an_item_that_is_added_makes_nothing_for_the_loop_to_do() -> None:
     async def setup(items: int) -> Run:
         async def add() -> None:

@@ -1,6 +1,7 @@
 """Many deadlines of one length on a single timer."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -11,14 +12,24 @@ from batch_llm.testing import VirtualTimeLoop
 from tests.engine.support import now
 
 
+class Watching(Deadlines):
+    """The deadlines of everybody who says so."""
+
+    def __init__(self, seconds: float, on_stuck: Callable[[Holder], None]) -> None:
+        self.everybody: list[Holder] = []
+        super().__init__(seconds, holders=lambda: self.everybody, on_stuck=on_stuck)
+
+
 class Sleeper:
     """Makes bounded calls in a task of its own and notes how each ended."""
 
-    def __init__(self, deadlines: Deadlines, *seconds: float) -> None:
+    def __init__(self, deadlines: Watching, *seconds: float) -> None:
         self.outcomes: list[tuple[float, bool]] = []
+        self.deadline: float | None = None
+        deadlines.everybody.append(self)
         self.task = asyncio.create_task(self._work(deadlines, seconds))
 
-    async def _work(self, deadlines: Deadlines, calls: tuple[float, ...]) -> None:
+    async def _work(self, deadlines: Watching, calls: tuple[float, ...]) -> None:
         for seconds in calls:
             deadlines.open(self)
             with suppress(asyncio.CancelledError):
@@ -29,7 +40,7 @@ class Sleeper:
 class Stubborn(Sleeper):
     """Makes one call, and takes no cancellation before 50 s."""
 
-    async def _work(self, deadlines: Deadlines, calls: tuple[float, ...]) -> None:
+    async def _work(self, deadlines: Watching, calls: tuple[float, ...]) -> None:
         deadlines.open(self)
         while now() < 50.0:
             try:
@@ -45,7 +56,7 @@ def stuck() -> list[Holder]:
 
 
 async def test_each_call_has_a_deadline_of_its_own(stuck: list[Holder]) -> None:
-    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    deadlines = Watching(10.0, stuck.append)
     first = Sleeper(deadlines, 4.0, 9.0, 99.0)
     await asyncio.sleep(1.0)
     second = Sleeper(deadlines, 99.0, 9.0)
@@ -75,7 +86,7 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.TimerHandle]:
 async def test_there_is_one_timer_at_most(
     stuck: list[Holder], timers: list[asyncio.TimerHandle]
 ) -> None:
-    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    deadlines = Watching(10.0, stuck.append)
     sleepers = [Sleeper(deadlines, *[3.0] * 10) for _ in range(100)]
     await asyncio.gather(*[sleeper.task for sleeper in sleepers])
     # At 10 s calls are open that began at 9 s, at 19 s those of 18 s, at 28 s those of 27 s.
@@ -85,7 +96,7 @@ async def test_there_is_one_timer_at_most(
 
 async def test_a_timer_that_fires_early_cuts_nothing_off(stuck: list[Holder]) -> None:
     """A real loop's clock may be a tick behind its timers."""
-    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    deadlines = Watching(10.0, stuck.append)
     sleeper = Sleeper(deadlines, 99.0)
     await asyncio.sleep(9.0)
     deadlines._tick()
@@ -94,7 +105,7 @@ async def test_a_timer_that_fires_early_cuts_nothing_off(stuck: list[Holder]) ->
 
 
 async def test_closing_twice_is_no_timeout(stuck: list[Holder]) -> None:
-    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    deadlines = Watching(10.0, stuck.append)
     sleeper = Sleeper(deadlines, 1.0)
     await sleeper.task
     assert deadlines.close(sleeper) is False
@@ -102,7 +113,7 @@ async def test_closing_twice_is_no_timeout(stuck: list[Holder]) -> None:
 
 
 async def test_stopping_forgets_everything(stuck: list[Holder]) -> None:
-    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    deadlines = Watching(10.0, stuck.append)
     sleepers = [Sleeper(deadlines, 50.0) for _ in range(3)]
     await asyncio.sleep(1.0)
     deadlines.stop()
@@ -114,14 +125,14 @@ async def test_stopping_forgets_everything(stuck: list[Holder]) -> None:
 async def test_stopping_leaves_no_timer_and_no_call_for_the_next_deadline(
     stuck: list[Holder], timers: list[asyncio.TimerHandle]
 ) -> None:
-    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    deadlines = Watching(10.0, stuck.append)
     stubborn = Stubborn(deadlines, 60.0)
     await asyncio.sleep(5.0)
     before = Sleeper(deadlines, 60.0)
     await asyncio.sleep(5.5)
     deadlines.stop()
     assert timers[-1].cancelled()
-    assert len(deadlines) == 0
+    assert len([*deadlines]) == 0
     after = Sleeper(deadlines, 60.0)
     await asyncio.gather(stubborn.task, before.task, after.task)
     assert before.outcomes == [(65.0, False)]
@@ -130,14 +141,14 @@ async def test_stopping_leaves_no_timer_and_no_call_for_the_next_deadline(
 
 
 async def test_who_does_not_end_is_told_of_once(stuck: list[Holder]) -> None:
-    deadlines = Deadlines(10.0, on_stuck=stuck.append)
+    deadlines = Watching(10.0, stuck.append)
     stubborn = Stubborn(deadlines, 60.0)
     await asyncio.sleep(5.0)
     other = Sleeper(deadlines, 60.0)
     await asyncio.sleep(5.5)
     assert stuck == []
     assert stubborn in deadlines
-    assert len(deadlines) == 2
+    assert len([*deadlines]) == 2
     await asyncio.sleep(0.5)
     assert stuck == [stubborn]
     assert stubborn not in deadlines

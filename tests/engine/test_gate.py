@@ -205,7 +205,7 @@ async def test_a_run_tells_the_limits_that_it_held_to() -> None:
     assert (quota.requests_per_minute, quota.tokens_per_minute) == (600, 1_200)
 
 
-async def test_a_learned_estimator_is_told_of_each_eighth_call_in_the_end() -> None:
+async def test_a_learned_estimator_is_told_of_each_sixteenth_call_in_the_end() -> None:
     class Counting(LearnedTokenEstimator):
         told = 0
 
@@ -215,7 +215,7 @@ async def test_a_learned_estimator_is_told_of_each_eighth_call_in_the_end() -> N
 
     estimator = Counting()
     config = settings(max_tokens_per_minute=1e9, token_estimator=estimator)
-    await run(*items(Billing(), 100 + 8 * 5), config=config)
+    await run(*items(Billing(), 100 + 16 * 5), config=config)
     assert estimator.told == 100 + 5
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from batch_llm import BaseMiddleware
+from batch_llm import BaseMiddleware, LLMCallStrategy
 from tests.engine.support import (
     Call,
     Item,
@@ -315,3 +315,49 @@ async def test_a_strategy_that_lost_an_item_to_another_is_not_closed_among_the_i
         result = await running
     assert result.failed == 0
     assert (session.prepared, session.cleaned) == ([0.0], [50.0])
+
+
+class Preparing(Provider):
+    cleanup = LLMCallStrategy.cleanup
+
+
+class Cleaning(Provider):
+    prepare = LLMCallStrategy.prepare
+
+
+async def test_a_strategy_may_have_one_hook_without_the_other() -> None:
+    preparing, cleaning = Preparing(), Cleaning()
+    await run(*items(preparing), *items(cleaning))
+    assert (len(preparing.prepared), len(cleaning.cleaned)) == (1, 1)
+
+
+async def test_hooks_that_only_an_instance_has_are_called() -> None:
+    class Plain(LLMCallStrategy[Any]):
+        async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+            return prompt, {}
+
+    calls: list[str] = []
+    strategy: Any = Plain()
+    strategy.prepare = lambda: calls.append("prepare")
+    strategy.cleanup = lambda: calls.append("cleanup")
+    await run(*items(strategy, 3))
+    assert calls == ["prepare", "cleanup"]
+
+
+async def test_without_a_prepare_too_an_item_waits_for_the_cleanup_before_it() -> None:
+    class Closing(Provider):
+        prepare = LLMCallStrategy.prepare
+
+        async def cleanup(self) -> None:
+            await asyncio.sleep(5.0)
+            self.cleaned.append(now())
+
+    closing, busy = Closing(seconds=2.0), Provider(seconds=100.0)
+    async with Processor(config=settings(4)) as processor:
+        running = await start(processor, *items(busy), *items(closing))
+        await asyncio.sleep(4.0)
+        for item in items(closing, 2):
+            await processor.add_work(item)
+        await running
+    assert closing.instants == [0.0, 7.0, 7.0]
+    assert closing.cleaned == [7.0, 105.0]

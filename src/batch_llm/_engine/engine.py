@@ -133,7 +133,9 @@ class Engine:
             tasks=self._tasks,
             events=self._events,
         )
-        self._deadlines = Deadlines(config.timeout_per_item, on_stuck=pool.replace)
+        self._deadlines = Deadlines(
+            config.timeout_per_item, holders=pool.crew, on_stuck=pool.replace
+        )
         attempts = Attempts(
             self._deadlines,
             self._recovery.classify,

@@ -48,6 +48,7 @@ class _Feed:
         self._batch: list[_Record] = []
         self._rest: Iterator[_Record] = iter(())
         self.task: asyncio.Task[None]
+        self.deadline: float | None = None
         self.asleep: asyncio.Future[None] | None = None
         self.caught_up: asyncio.Future[None] | None = None
         self.left_out = False
@@ -176,7 +177,9 @@ class Events:
             tasks: Where the observers' tasks live.
             fail: Told of a KeyboardInterrupt or SystemExit.
         """
-        self._deadlines = Deadlines(OBSERVER_SECONDS, on_stuck=self._stuck)
+        self._deadlines = Deadlines(
+            OBSERVER_SECONDS, holders=lambda: self._feeds, on_stuck=self._stuck
+        )
         self._feeds = [
             _Feed(observer, self, self._deadlines, fail=fail) for observer in self.observers
         ]
@@ -229,9 +232,9 @@ class Events:
     def stop(self) -> None:
         """End the run; the tasks end with their owner."""
         self.watched = False
+        self._deadlines.stop()
         self._feeds = []
         self.news.clear()
-        self._deadlines.stop()
 
     def _stuck(self, feed: Holder) -> None:
         assert isinstance(feed, _Feed)

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -14,6 +15,7 @@ from batch_llm._engine.recovery import Recovery
 from batch_llm._engine.state import takes_state
 from batch_llm._engine.tasks import FATAL, Settled, Tasks, hook, settle
 from batch_llm.base import LLMWorkItem
+from batch_llm.llm_strategies.base import LLMCallStrategy
 from batch_llm.strategies.errors import StrategyContractError
 
 _log = logging.getLogger(__name__)
@@ -167,6 +169,9 @@ class Lifecycle:
         Returns:
             None, or the failure that holds for the run.
         """
+        if entry.closing is None and _is_inherited(entry.strategy, "prepare"):
+            entry.used = entry.prepared = True
+            return None
         if entry.preparing is None:
             name = f"{type(entry.strategy).__name__}.prepare"
             settled = entry.settled = asyncio.Event()
@@ -251,9 +256,11 @@ class Lifecycle:
         closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for entry in entries:
             self._idle.pop(id(entry.strategy), None)
-            if entry.used:
+            if entry.used and not _is_inherited(entry.strategy, "cleanup"):
                 name = f"{type(entry.strategy).__name__}.cleanup"
                 calls.append((name, entry.cleanup))
+            else:
+                entry.used = False
             # Whoever comes meanwhile prepares anew, once this is over.
             entry.prepared = False
             entry.preparing, entry.closing = None, closing
@@ -273,3 +280,8 @@ class Lifecycle:
         for error in errors:
             if isinstance(error, FATAL):
                 raise error
+
+
+def _is_inherited(strategy: Any, method: str) -> bool:
+    """Whether it is the base class's, which does nothing and so is not worth a task."""
+    return inspect.getattr_static(strategy, method, None) is getattr(LLMCallStrategy, method)

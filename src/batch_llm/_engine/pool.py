@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from batch_llm._engine.deadlines import Holder
@@ -103,6 +103,10 @@ class Pool:
             if self._events.watched:
                 self._events.emit(ProcessingEvent.WORKER_STARTED, {"worker_id": worker_id})
             self._hire(Worker(worker_id))
+
+    def crew(self) -> Iterable[Worker]:
+        """The workers that nobody has replaced."""
+        return self._crew.values()
 
     async def results(self) -> AsyncGenerator[list[Result], None]:
         """The results as they are made, some at a time, until the run is over."""

@@ -11,11 +11,13 @@ class Worker:
     Attributes:
         id: Its number in logs and events.
         task: The task in which it makes its calls.
+        deadline: Loop time at which its call has taken too long; None without a call, or when
+            that time has passed.
         journal: The record of the item it has, or had last.
         replaced: Whether another has taken its place and its item.
     """
 
-    __slots__ = ("id", "journal", "replaced", "task")
+    __slots__ = ("deadline", "id", "journal", "replaced", "task")
 
     task: asyncio.Task[None]
 
@@ -23,3 +25,4 @@ class Worker:
         self.id = worker_id
         self.journal = Journal(worker_id)
         self.replaced = False
+        self.deadline: float | None = None

@@ -16,7 +16,7 @@ _LAST_ANSWERS = 100
 _MOST_STRATEGIES = 100
 # What the others go by until they have answered needs no more of each.
 _CALLS_FOR_ALL = 20
-_CALLS_IN_A_ROW, _SKIPPED_CALLS = 100, 7
+_CALLS_IN_A_ROW, _SKIPPED_CALLS = 100, 15
 
 
 class LearnedTokenEstimator:
@@ -36,7 +36,7 @@ class LearnedTokenEstimator:
     It keeps a few kilobytes for each of the 100 strategies that came last.
 
     Attributes:
-        to_skip: How many answers it need not be told of before the next: seven of eight, once
+        to_skip: How many answers it need not be told of before the next: fifteen of sixteen, once
             it knows a strategy by a hundred.
         is_asked_each_time: False: calls that go out within a hundredth of a second may pass
             for equal, where the limits are high.
