@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from io import StringIO
 
 from counts import per_item
-from rig import Item, Run, floor, queued, work_items
+from rig import Item, Run, floor, queued, streamed, work_items
 
 from batch_llm import BaseObserver
 
@@ -122,6 +122,7 @@ def per_item_cost(effort: Effort) -> Iterator[Row]:
             "library": library(items),
             "intake": library_and_intake(items),
             "observer": library(items, observers=1),
+            "streamed": lambda: streamed(items, WORKERS),
         },
     )
 
@@ -134,6 +135,7 @@ def per_item_cost(effort: Effort) -> Iterator[Row]:
     yield row("P1 per item: process_all, without add_work", "library", 3.0)
     yield row("P1 per item: add_work for each item, and process_all", "intake", 3.0)
     yield row("P2 per item: process_all with one observer, without add_work", "observer", 3.5)
+    yield row("P2 per item: streamed, without add_work", "streamed", 3.5)
 
 
 def growth(effort: Effort) -> Iterator[Row]:

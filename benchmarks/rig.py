@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from batch_llm import (
@@ -61,8 +62,31 @@ async def queued(
     **settings: Any,
 ) -> Callable[[], Awaitable[BatchResult[str, None]]]:
     """A processor's ``process_all``, with the items added already."""
+    processor = await filled(items, workers, observers, **settings)
+    return processor.process_all
+
+
+async def streamed(items: Sequence[Item], workers: int) -> Run:
+    """The same results as they are made, kept one by one."""
+    processor = await filled(items, workers)
+
+    async def run() -> list[object]:
+        stream = processor._stream()  # pyright: ignore[reportPrivateUsage]
+        async with aclosing(stream) as results:
+            return [result async for result in results]
+
+    return run
+
+
+async def filled(
+    items: Sequence[Item],
+    workers: int,
+    observers: Sequence[ProcessorObserver] = (),
+    **settings: Any,
+) -> ParallelBatchProcessor[str, str, None]:
+    """A processor that has the items already."""
     config = ProcessorConfig(max_workers=workers, timeout_per_item=TIMEOUT_SECONDS, **settings)
     processor = ParallelBatchProcessor[str, str, None](config=config, observers=list(observers))
     for item in items:
         await processor.add_work(item)
-    return processor.process_all
+    return processor
