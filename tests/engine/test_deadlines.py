@@ -1,6 +1,8 @@
 """Many deadlines of one length on a single timer."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -122,6 +124,19 @@ async def test_stopping_forgets_everything(stuck: list[Holder]) -> None:
     assert [sleeper.outcomes for sleeper in sleepers] == [[(50.0, False)]] * 3
 
 
+async def test_who_has_stopped_is_let_go_of(stuck: list[Holder]) -> None:
+    deadlines = Watching(10.0, stuck.append)
+    sleeper = Sleeper(deadlines, 4.0, 4.0, 4.0)
+    # By then the deadlines have been looked at.
+    await sleeper.task
+    deadlines.stop()
+    deadlines.everybody.clear()
+    gone = weakref.ref(sleeper)
+    del sleeper
+    gc.collect()
+    assert gone() is None
+
+
 async def test_stopping_leaves_no_timer_and_no_call_for_the_next_deadline(
     stuck: list[Holder], timers: list[asyncio.TimerHandle]
 ) -> None:
@@ -148,10 +163,12 @@ async def test_who_does_not_end_is_told_of_once(stuck: list[Holder]) -> None:
     await asyncio.sleep(5.5)
     assert stuck == []
     assert stubborn in deadlines
+    assert other in deadlines
     assert len([*deadlines]) == 2
     await asyncio.sleep(0.5)
     assert stuck == [stubborn]
     assert stubborn not in deadlines
     await asyncio.gather(stubborn.task, other.task)
+    assert other not in deadlines
     assert stuck == [stubborn]
     assert stubborn.outcomes == [(70.0, False)]

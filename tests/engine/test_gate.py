@@ -298,14 +298,17 @@ async def test_an_estimator_is_told_of_no_call_that_went_out_without_a_limit(fai
     assert (estimator.asked, estimator.told) == (2, 1 if fails else 2)
 
 
-async def test_a_call_that_has_not_heard_yet_that_it_may_go_is_in_flight() -> None:
+@pytest.mark.parametrize("awake", [False, True])
+async def test_a_call_that_has_not_heard_yet_that_it_may_go_is_in_flight(awake: bool) -> None:
+    """One is answered and one refused in the same turn, in which the others wake up."""
     gate = Processor(config=learning(30))._gate
-    gate.start(AdaptiveLimit(30, now()), calls_in_flight=lambda _: 18)
+    gate.start(AdaptiveLimit(30, now()), calls_in_flight=lambda _: 28 if awake else 18)
     out = [await gate.acquire() for _ in range(FIRST_WAVE)]
     waiting = [asyncio.create_task(gate.acquire()) for _ in range(10)]
     await asyncio.sleep(0)
-    # One is answered and one refused in the same turn, in which the others wake up.
     gate.ended(out.pop(), answered=True)
+    if awake:
+        await asyncio.wait(waiting)
     gate.refused(out.pop(), hint_seconds=None)
     for admission in [*out, *await asyncio.gather(*waiting)]:
         gate.ended(admission, answered=True)
@@ -314,17 +317,21 @@ async def test_a_call_that_has_not_heard_yet_that_it_may_go_is_in_flight() -> No
     assert admission.others == 0
 
 
-async def test_who_was_let_out_and_gave_up_is_not_in_flight() -> None:
+@pytest.mark.parametrize("was_let_out", [False, True])
+async def test_who_gives_up_is_not_in_flight(was_let_out: bool) -> None:
     gate = Processor(config=learning(30))._gate
     gate.start(AdaptiveLimit(30, now()), calls_in_flight=lambda _: 18)
     out = [await gate.acquire() for _ in range(FIRST_WAVE)]
     waiting = asyncio.create_task(gate.acquire())
     await asyncio.sleep(0)
-    gate.ended(out.pop(), answered=True)
+    if was_let_out:
+        gate.ended(out[-1], answered=True)
     waiting.cancel()
     await asyncio.wait([waiting])
-    gate.refused(out.pop(), hint_seconds=None)
-    for admission in out:
+    if not was_let_out:
+        gate.ended(out[-1], answered=True)
+    gate.refused(out[-2], hint_seconds=None)
+    for admission in out[:-2]:
         gate.ended(admission, answered=True)
     admission = await gate.acquire()
     assert admission is not None

@@ -124,6 +124,19 @@ async def test_a_refused_call_used_nothing(config: ProcessorConfig, second: floa
     assert strategy.instants == pytest.approx([0.0, second])
 
 
+async def test_a_refused_call_whose_usage_cannot_be_read_used_nothing() -> None:
+    class ShyError(Refused):
+        @property
+        def usage(self) -> Any:
+            raise RuntimeError("no usage was sent")
+
+    strategy = Billing(ShyError(0.25), 30)
+    config = settings(1, cooldown=0.25, max_tokens_per_minute=600, token_estimator=of_calls(30))
+    result = await run(*items(strategy), config=config)
+    assert result.succeeded == 1
+    assert strategy.instants == pytest.approx([0.0, 0.25])
+
+
 class BilledError(ValueError):
     def __init__(self, tokens: int | None) -> None:
         super().__init__("no use")

@@ -114,7 +114,7 @@ class Deadlines:
         for holder in [holder for holder, at in self._expired.items() if at <= now]:
             del self._expired[holder]
             self._on_stuck(holder)
-        ends = list(self._expired.values())[:1]
+        ends = list(self._expired.values())
         if upcoming is not None:
             ends.append(upcoming[0])
         self.timer = self._loop.call_at(min(ends), self._tick) if ends else None
@@ -125,5 +125,5 @@ class Deadlines:
             self._upcoming.popleft()
         if not self._upcoming:
             open_ = [(at, each) for each in self._holders() if (at := each.deadline) is not None]
-            self._upcoming.extend(sorted(open_, key=itemgetter(0)))
+            self._upcoming = deque(sorted(open_, key=itemgetter(0)))
         return self._upcoming[0] if self._upcoming else None

@@ -165,7 +165,7 @@ class Journal:
         """
         total: int
         kind = type(usage)  # pyright: ignore[reportUnknownVariableType]
-        if kind is dict and self.usage is None and len(usage) == _FEW:
+        if kind is dict and not self.usage and len(usage) == _FEW:
             try:
                 read, written = usage["input_tokens"], usage["output_tokens"]
                 total = usage["total_tokens"]
@@ -190,15 +190,13 @@ class Journal:
         counts = {
             key: count(value) for key, value in usage.items() if key in _KEYS or type(value) is int
         }
-        if not counts:
-            return 0
         used = total = total_of(counts)
         stats.total_input_tokens += counts.get("input_tokens", 0)
         stats.total_output_tokens += counts.get("output_tokens", 0)
         stats.total_tokens += total
         self.entry.gate.tokens += total
         stats.cached_input_tokens += counts.get("cached_input_tokens", 0)
-        if self.usage is None:
+        if not self.usage:
             has_all = counts.keys() == _CACHED_COUNTS.keys()
             self.usage = _CACHED_COUNTS.copy() if has_all else {}
         total += total_of(self.usage)
@@ -232,7 +230,7 @@ def total_of(usage: Mapping[str, int]) -> int:
 def _usage_of(error: BaseException) -> Any:
     """The three places where strategies and frameworks leave a failed call's usage."""
     result = getattr(error.__cause__, "result", None)
-    if result is not None and (usage := read_usage(getattr(result, "usage", None))):
+    if usage := read_usage(getattr(result, "usage", None)):
         return usage
     if usage := read_usage(getattr(error, "usage", None)):
         return usage
