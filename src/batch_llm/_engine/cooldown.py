@@ -43,7 +43,8 @@ async def cooldown_seconds(
         kind = type(settled.error).__name__
         _log.error("the rate-limit strategy failed with %s, so nobody pauses", kind)
         _log.debug("the rate-limit strategy failed", exc_info=settled.error)
-    return Settled(0.0 if settled.error else float(settled.value), settled.error)
+        return Settled(0.0, settled.error)
+    return Settled(float(settled.value))
 
 
 class SlowStart:

@@ -264,7 +264,7 @@ class Gate:
             if answered:
                 self._limit.answered(admission, self._now())
         self._set_wide_open()
-        if self._waiting and self._limit is not None:
+        if self._waiting:
             self._advance()
 
     def settle(self, item: Item, booked: float, used: int, usage: object) -> None:

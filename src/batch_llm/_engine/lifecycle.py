@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 
 _IDLE_STRATEGIES = 100
 
+# Hooks that do nothing, and so are not worth a task.
+_INHERITED = {"prepare": LLMCallStrategy[Any].prepare, "cleanup": LLMCallStrategy[Any].cleanup}
+
 
 class Entry:
     """One strategy instance in one run.
@@ -283,5 +286,5 @@ class Lifecycle:
 
 
 def _is_inherited(strategy: Any, method: str) -> bool:
-    """Whether it is the base class's, which does nothing and so is not worth a task."""
-    return inspect.getattr_static(strategy, method, None) is getattr(LLMCallStrategy, method)
+    """Whether a hook is the base class's."""
+    return inspect.getattr_static(strategy, method, None) is _INHERITED[method]
