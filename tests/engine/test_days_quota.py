@@ -30,7 +30,7 @@ def spent_after(answers: int) -> Provider:
     return Provider(execute)
 
 
-async def test_a_days_quota_that_is_spent_ends_the_run() -> None:
+async def test_a_days_quota_that_is_spent_ends_the_run(caplog: pytest.LogCaptureFixture) -> None:
     provider = spent_after(7)
     result = await run(
         *items(provider, 20),
@@ -44,6 +44,9 @@ async def test_a_days_quota_that_is_spent_ends_the_run() -> None:
     assert sorted(result.not_run, key=int) == [str(number) for number in range(7, 20)]
     assert now() == 10.0
     assert len(provider.calls) == 8
+    assert "the run ends: no more today; 2 items in flight may finish within 30 s" in caplog.text
+    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    assert [timer for timer in timers if not timer.cancelled()] == []
 
 
 async def test_whoever_asks_for_cooldowns_waits_for_the_next_day() -> None:

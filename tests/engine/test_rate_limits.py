@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -557,3 +558,21 @@ async def test_the_whole_error_of_a_slow_start_is_there_for_who_debugs(
     [told] = [record for record in caplog.records if record.levelno == logging.DEBUG]
     assert told.exc_info is not None
     assert isinstance(told.exc_info[1], ZeroDivisionError)
+
+
+async def test_a_call_that_was_left_behind_is_no_success() -> None:
+    async def answer(call: Call) -> Any:
+        calls = len(provider.calls)
+        if calls != 2:
+            raise Refused
+        while now() < 100.0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(100.0 - now())
+
+    provider, recorder = Provider(answer), Recorder()
+    config = settings(1, cooldown=5.0, timeout_per_item=10.0)
+    config.rate_limit.max_rate_limits_per_item = 2
+    await run(*items(provider, 2), config=config, observers=[recorder])
+    started = recorder.of(ProcessingEvent.COOLDOWN_STARTED)
+    assert [data["consecutive"] for data in started][:2] == [1, 2]
+    await asyncio.sleep(100.0)

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from batch_llm import FixedDelayStrategy, ProcessingEvent
+from batch_llm import FixedDelayStrategy, ProcessingEvent, WorkItemResult
 from tests.engine.moments import other_tasks
 from tests.engine.support import (
+    Call,
     Processor,
     Provider,
     items,
@@ -153,3 +154,58 @@ async def test_what_stopped_the_run_comes_out_of_it_whatever_fails_on_the_way_ou
     async with Processor(config=settings()) as processor:
         with pytest.raises(KeyboardInterrupt):
             await run_with(processor, *items(Leaving(script(KeyboardInterrupt())), 2))
+
+
+async def test_nobody_takes_what_is_added_after_the_end() -> None:
+    """By a call that comes back in the very turn in which another has ended the run."""
+
+    async def answer(call: Call) -> Any:
+        await asyncio.sleep(1.0)
+        if call.prompt == "prompt 0":
+            raise KeyboardInterrupt
+        await processor.add_work(*items(provider))
+
+    provider = Provider(answer)
+    async with Processor(config=settings(2)) as processor:
+        for item in items(provider, 2):
+            await processor.add_work(item)
+        with pytest.raises(KeyboardInterrupt):
+            await processor.process_all()
+    assert len(provider.calls) == 2
+
+
+async def interrupt(result: WorkItemResult[Any, Any]) -> None:
+    raise SystemExit(3)
+
+
+async def test_a_result_is_kept_whose_post_processor_ends_the_program() -> None:
+    async with Processor(config=settings(), post_processor=interrupt) as processor:
+        with pytest.raises(SystemExit):
+            await run_with(processor, *items(Provider(), 3))
+        assert [result.item_id for result in processor.results] == ["0"]
+        assert (await processor.get_stats())["succeeded"] == 1
+
+
+async def test_an_interrupt_where_a_call_was_left_behind() -> None:
+    deaf = Deaf()
+    async with Processor(config=settings(timeout_per_item=5.0), post_processor=interrupt) as it:
+        with pytest.raises(SystemExit):
+            await run_with(it, *items(deaf))
+        [result] = it.results
+        assert "ignored its cancellation" in str(result.error)
+    await asyncio.sleep(ENDS_AT)
+
+
+async def test_a_result_is_kept_that_the_end_finds_while_its_strategy_is_cleaned_up() -> None:
+    class Slow(Provider):
+        async def cleanup(self) -> None:
+            await asyncio.sleep(10.0)
+
+    async with Processor(config=settings()) as processor:
+        running = await start(processor, *items(Slow(seconds=1.0)))
+        await asyncio.sleep(5.0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        [result] = processor.results
+        assert result.success

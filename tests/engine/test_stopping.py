@@ -288,7 +288,7 @@ async def test_what_was_told_to_be_finished_is_a_result(
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("hook", HOOKS)
 async def test_what_ends_the_program_comes_out_of_the_run(
-    hook: str, error: type[BaseException]
+    hook: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def act() -> None:
         raise error
@@ -296,6 +296,7 @@ async def test_what_ends_the_program_comes_out_of_the_run(
     processor, provider = acting_in(hook, act)
     with pytest.raises(error):
         await run_with(processor, *items(provider, 10))
+    assert "broke down" not in caplog.text
     assert other_tasks() == set()
     other = Provider()
     processor.middlewares.clear()

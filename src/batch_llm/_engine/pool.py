@@ -208,8 +208,6 @@ class Pool:
         self._over, self.taking, self.self_service = True, False, False
         if self._grace is not None:
             self._grace.cancel()
-        self._idle.extend(self._lent.values())
-        self._lent.clear()
         for waiting in (self._idle, self._adding, self._full):
             while waiting:
                 _wake(waiting)
@@ -286,6 +284,7 @@ class Pool:
             _log.critical("worker %s broke down with %s", worker.id, type(error).__name__)
             _log.debug("worker %s broke down", worker.id, exc_info=error)
         self.fail(error)
+        self._save(worker)
 
     def _save(self, worker: Worker) -> None:
         """Keep a result that everybody was told of when the end of the run overtook it."""
