@@ -153,7 +153,7 @@ class Attempts:
             if usage:
                 gate.settle(journal.item, booked, used, usage)
         if not journal.is_plain:
-            _tell_gate(journal, headers_in(journal.metadata))
+            gate.told(headers_in(journal.metadata), journal.admission, is_refusal=False)
         if self._detailed:
             item_id = journal.item.item_id
             _log.debug("item %s: attempt %s: answer, %s", item_id, journal.attempt, usage)
@@ -177,13 +177,13 @@ class Attempts:
             error = _timeout(journal.item.strategy, self._deadlines.seconds)
         journal.is_plain = False
         usage = journal.bill_failure(error, self._stats)
-        info = self._classify(error, journal.item)
+        info, gate = self._classify(error, journal.item), journal.entry.gate
         if journal.booked:
             booked, journal.booked = journal.booked, 0.0
             # A refused call has used nothing; of another without usage nothing is known.
             if usage or info.is_rate_limit:
-                journal.entry.gate.settle(journal.item, booked, total_of(usage), usage)
-        _tell_gate(journal, headers_of(error), is_refusal=info.is_rate_limit)
+                gate.settle(journal.item, booked, total_of(usage), usage)
+        gate.told(headers_of(error), journal.admission, is_refusal=info.is_rate_limit)
         return Failure(error, info)
 
     def _was_late(self, worker: Worker) -> bool:
@@ -191,13 +191,6 @@ class Attempts:
         if worker.replaced:
             raise asyncio.CancelledError
         return self._deadlines.close(worker)
-
-
-def _tell_gate(journal: Journal, headers: object, *, is_refusal: bool = False) -> None:
-    """Let the gate know what a response says of the limits."""
-    gate = journal.entry.gate
-    if headers is not None and gate.adapts:
-        gate.told(headers, journal.admission, is_refusal=is_refusal)
 
 
 async def _pretend(strategy: Any, prompt: str) -> Any:

@@ -293,14 +293,14 @@ class Gate:
             self._advance()
 
     def told(self, headers: object, admission: Admission | None, *, is_refusal: bool) -> None:
-        """A response has headers, which may say how much is left.
+        """A response has come, whose headers may say how much is left.
 
         Args:
-            headers: The response's, in the shape of any client.
+            headers: The response's, in the shape of any client; None for none.
             admission: What ``acquire`` gave its call, if it was asked.
             is_refusal: Whether the call was refused for its rate limit.
         """
-        if self._limit is None or not (found := allowances_of(headers)):
+        if self._limit is None or headers is None or not (found := allowances_of(headers)):
             return
         self._engage(self._limit)
         self._limit.told(found, admission, self._now(), is_refusal=is_refusal)
