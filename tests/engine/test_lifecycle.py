@@ -221,12 +221,22 @@ async def test_an_item_that_cleanup_dropped_is_not_waited_for() -> None:
     assert session.cleaned == [1.0]
 
 
-async def test_a_strategy_of_one_item_is_let_go_of_with_it() -> None:
-    alive: weakref.WeakSet[Provider] = weakref.WeakSet()
+class Plain(LLMCallStrategy[Any]):
+    """Has no hooks of its own."""
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
+        return prompt, {}
+
+
+@pytest.mark.parametrize("kind", [Provider, Plain])
+async def test_a_strategy_of_one_item_is_let_go_of_with_it(
+    kind: type[LLMCallStrategy[Any]],
+) -> None:
+    alive: weakref.WeakSet[LLMCallStrategy[Any]] = weakref.WeakSet()
     async with Processor(config=settings(2)) as processor:
         running = await start(processor, *items(Provider(seconds=100.0)))
         for _ in range(10):
-            provider = Provider()
+            provider = kind()
             alive.add(provider)
             await processor.add_work(*items(provider))
         del provider
@@ -332,10 +342,6 @@ async def test_a_strategy_may_have_one_hook_without_the_other() -> None:
 
 
 async def test_hooks_that_only_an_instance_has_are_called() -> None:
-    class Plain(LLMCallStrategy[Any]):
-        async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:
-            return prompt, {}
-
     calls: list[str] = []
     strategy: Any = Plain()
     strategy.prepare = lambda: calls.append("prepare")
