@@ -1,12 +1,19 @@
 """A quota of the day, and whatever else a classifier says of a refusal."""
 
 import asyncio
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from batch_llm import DefaultErrorClassifier, ErrorInfo, ProcessorConfig, RateLimitConfig
+from batch_llm import (
+    DefaultErrorClassifier,
+    ErrorInfo,
+    ProcessorConfig,
+    RateLimitConfig,
+    WorkItemResult,
+)
 from tests.engine.support import Call, Provider, Refused, items, now, run, script
 
 
@@ -113,3 +120,26 @@ async def test_the_first_refusal_is_why_the_run_ends() -> None:
     assert result.stop_reason == "at 1.0"
     # The second call was in flight, and nothing waits for its grace once it has ended.
     assert now() == 2.0
+
+
+async def test_a_call_that_was_left_behind_brings_no_result_of_another() -> None:
+    """It ends while its item, in other hands, is the last of a run that ends."""
+
+    async def answer(call: Call) -> Any:
+        while call.prompt == "prompt 0" and now() < 20.0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(20.0 - now())
+        await asyncio.sleep(10.0)
+        raise Refused
+
+    async def post_process(result: WorkItemResult[Any, Any]) -> None:
+        await asyncio.sleep(20.0)
+
+    result = await run(
+        *items(Provider(answer), 2),
+        config=ProcessorConfig(max_workers=2, timeout_per_item=15.0),
+        error_classifier=DaysQuota(),
+        post_processor=post_process,
+    )
+    assert result.stop_reason == "no more today"
+    assert [entry.item_id for entry in result.results] == ["0"]

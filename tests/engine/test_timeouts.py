@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from batch_llm import BaseMiddleware, FrameworkTimeoutError, RetryConfig, WorkItemResult
+from batch_llm import (
+    BaseMiddleware,
+    FrameworkTimeoutError,
+    ProcessingEvent,
+    RetryConfig,
+    WorkItemResult,
+)
 from tests.engine.support import (
     Call,
     Processor,
@@ -19,6 +25,7 @@ from tests.engine.support import (
     run_with,
     settings,
 )
+from tests.helpers import Recorder
 
 
 def timing_out(seconds: float = 10.0, max_workers: int = 1, max_attempts: int = 1) -> Any:
@@ -191,8 +198,8 @@ async def test_a_call_that_ignores_its_cancellation_costs_only_its_item(
 
 
 async def test_a_call_that_was_left_behind_changes_nothing_when_it_ends() -> None:
-    stubborn, other = Stubborn(times=2, seconds=50.0), Provider(seconds=9.0)
-    async with Processor(config=timing_out(10.0, 1)) as processor:
+    stubborn, other, recorder = Stubborn(times=2, seconds=50.0), Provider(seconds=9.0), Recorder()
+    async with Processor(config=timing_out(10.0, 1), observers=[recorder]) as processor:
         result = await run_with(processor, *items(stubborn), *items(other, 20))
         stats = await processor.get_stats()
     assert stubborn.ended == [60.0]
@@ -201,6 +208,7 @@ async def test_a_call_that_was_left_behind_changes_nothing_when_it_ends() -> Non
     assert len({entry.item_id for entry in result.results if entry.success}) == 20
     assert stats["processed"] == 21
     assert stats["total_input_tokens"] == 0
+    assert recorder.of(ProcessingEvent.WORKER_STOPPED) == [{"worker_id": 0}]
 
 
 async def test_many_stubborn_calls_at_once() -> None:

@@ -244,12 +244,12 @@ class Pool:
         worker.task = self._tasks.spawn(
             working,
             name=f"batch_llm worker {worker.id}",
-            ended=lambda task: self._gone(worker, task),
+            ended=lambda _: self._gone(worker),
         )
 
-    def _gone(self, worker: Worker, task: asyncio.Task[None]) -> None:
+    def _gone(self, worker: Worker) -> None:
         self._working -= 1
-        if task.cancelled() and self.taking and not worker.replaced:
+        if self.taking and not worker.replaced:
             self._succeed(worker, asyncio.CancelledError("the worker's task was cancelled"))
         if not worker.replaced:
             self._tell_stopped(worker)
