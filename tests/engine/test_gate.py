@@ -12,6 +12,7 @@ from batch_llm import (
     QuotaStatistics,
     RateLimitStrategy,
 )
+from batch_llm._engine.journal import Journal
 from batch_llm.strategies.adaptive import FIRST_WAVE, AdaptiveLimit
 from batch_llm.strategies.tokens import LearnedTokenEstimator
 from batch_llm.testing import MockUsage
@@ -340,3 +341,16 @@ async def test_who_gives_up_is_not_in_flight(was_let_out: bool) -> None:
     admission = await gate.acquire()
     assert admission is not None
     assert admission.others == 0
+
+
+async def test_what_a_call_was_given_in_line_is_not_the_next_items() -> None:
+    processor = Processor(config=learning(30))
+    journal, gate = Journal(0), processor._gate
+    gate.start(AdaptiveLimit(30, now()))
+    first, second = items(Billing(), 2)
+    entry = processor._engine.lifecycle.entry_of(first.strategy)
+    journal.begin(first, entry)
+    await gate.line_up(journal)
+    assert journal.admission is not None
+    journal.begin(second, entry)
+    assert journal.admission is None
