@@ -470,3 +470,13 @@ async def test_a_wrong_shape_costs_its_item_only_where_the_strategy_has_answered
 
     result = await run(*items(Slipping(), 3))
     assert [entry.success for entry in result.results] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("length", "told"),
+    [(2_000, "x" * 2_000), (2_001, "x" * 2_000 + "… (2,001 characters)")],
+)
+async def test_a_long_text_of_an_error_is_cut(length: int, told: str) -> None:
+    result = await run(*items(Provider(script(ValueError("x" * length)))))
+    [error] = errors(result)
+    assert error == f"ValueError: {told}"

@@ -87,7 +87,7 @@ class Pool:
         self._full: deque[asyncio.Future[None]] = deque()
         self._crew: dict[int, Worker] = {}
         self._working = 0
-        self.not_run: list[str] = []
+        self.not_run: list[str]
         self.stop_reason: str | None = None
         self.taking = True
         self.self_service = not max_queue_size
@@ -111,7 +111,7 @@ class Pool:
     async def results(self) -> AsyncGenerator[list[Result], None]:
         """The results as they are made, some at a time, until the run is over."""
         while True:
-            while self.outbox and (self._over or not self._collecting):
+            while self.outbox:
                 made, self.outbox = self.outbox, []
                 while self._full:
                     _wake(self._full)
