@@ -367,3 +367,14 @@ async def test_without_a_prepare_too_an_item_waits_for_the_cleanup_before_it() -
         await running
     assert closing.instants == [0.0, 7.0, 7.0]
     assert closing.cleaned == [7.0, 105.0]
+
+
+async def test_a_strategy_whose_one_item_is_done_is_prepared_anew_for_the_next() -> None:
+    provider, busy = Provider(), Provider(seconds=100.0)
+    async with Processor(config=settings(2)) as processor:
+        running = await start(processor, *items(busy), *items(provider))
+        for _ in range(2):
+            await asyncio.sleep(5.0)
+            await processor.add_work(*items(provider))
+        await running
+    assert provider.prepared == provider.cleaned == [0.0, 5.0, 10.0]

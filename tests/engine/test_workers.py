@@ -134,12 +134,16 @@ async def test_a_prepare_task_that_somebody_cancels() -> None:
 async def test_a_bug_of_our_own_comes_out_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "batch_llm._engine.pool")
     processor = Processor(config=settings())
     monkeypatch.setattr(processor._engine.lifecycle, "entry_of", lambda strategy: 1 / 0)
     monkeypatch.setattr(processor._engine.lifecycle, "expect", lambda strategy: None)
     with pytest.raises(ZeroDivisionError):
         await run_with(processor, *items(Provider()))
-    assert [record.levelno for record in caplog.records] == [logging.CRITICAL]
+    told, whole = caplog.records
+    assert (told.levelno, whole.levelno) == (logging.CRITICAL, logging.DEBUG)
+    assert whole.exc_info is not None
+    assert isinstance(whole.exc_info[1], ZeroDivisionError)
     assert other_tasks() == set()
 
 
