@@ -18,6 +18,7 @@ from batch_llm import (
     RetryConfig,
     StrategyContractError,
     TokenUsage,
+    WorkItemResult,
 )
 from batch_llm.llm_strategies._usage import ReportedUsage
 
@@ -404,3 +405,21 @@ async def test_a_run_that_is_cancelled_leaves_no_call() -> None:
 def test_the_share_is_between_0_and_1(share: Any) -> None:
     with pytest.raises(ValueError, match=r"hedge_after must be between 0 and 1 \(got"):
         ProcessorConfig(hedge_after=share).validate()
+
+
+async def test_a_place_that_is_given_back_goes_to_the_next_straggler_at_once() -> None:
+    """Though the worker whose call had it is still busy with the answer."""
+
+    async def post_process(result: WorkItemResult[Any, Any]) -> None:
+        await asyncio.sleep(30.0 if result.item_id == "28" else 0.0)
+
+    provider = Provider(**{"28": [50.0, 5.0], "29": [60.0, 5.0]})
+    config = ProcessorConfig(max_workers=3, hedge_after=0.9, timeout_per_item=100.0)
+    async with ParallelBatchProcessor[str, Any, Any](
+        config=config, post_processor=post_process
+    ) as processor:
+        for n in range(30):
+            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
+        await processor.process_all()
+    assert provider.calls_of("28") == [9.0, 10.0]
+    assert provider.calls_of("29") == [9.0, 15.0]

@@ -223,3 +223,20 @@ async def test_a_stream_gives_each_result_as_soon_as_it_is_made() -> None:
             await processor.add_work(item)
         seen = [(result.item_id, now()) async for result in processor._stream()]
     assert seen == [("0", 10.0), ("1", 20.0), ("2", 30.0)]
+
+
+async def test_calls_that_never_wait_leave_others_their_turn() -> None:
+    async def count() -> None:
+        nonlocal turns
+        while not done:
+            turns += 1
+            await asyncio.sleep(0)
+
+    turns, done = 0, False
+    counting = asyncio.create_task(count())
+    # Time stands still meanwhile.
+    result = await asyncio.wait_for(run(*items(Provider(), 1_000), config=settings(1)), 10.0)
+    done = True
+    await counting
+    assert (result.succeeded, now()) == (1_000, 0.0)
+    assert turns >= 9

@@ -351,8 +351,6 @@ class Pool:
     def _hand_over(self, journal: Journal, result: Result) -> None:
         journal.stage = "idle"
         self.outbox.append(result)
-        if not self._collecting:
-            self._wake_consumer()
 
     async def _pause(self) -> None:
         """Let others have their turn: observers, the consumer, or just the loop."""
@@ -363,7 +361,7 @@ class Pool:
             await asyncio.sleep(0)
             return
         self._wake_consumer()
-        while len(self.outbox) >= self.pause_at and self.taking:
+        while len(self.outbox) >= self.pause_at:
             room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._full.append(room)
             await room
