@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from batch_llm import (
+    BaseMiddleware,
     DefaultErrorClassifier,
     ErrorInfo,
     ProcessorConfig,
@@ -143,3 +144,34 @@ async def test_a_call_that_was_left_behind_brings_no_result_of_another() -> None
     )
     assert result.stop_reason == "no more today"
     assert [entry.item_id for entry in result.results] == ["0"]
+
+
+async def refused_second(call: Call) -> Any:
+    await asyncio.sleep(1.0 + int(call.prompt.removeprefix("prompt ")))
+    if call.prompt == "prompt 1":
+        raise Refused
+
+
+async def test_workers_without_an_item_do_not_hold_up_a_run_that_winds_down() -> None:
+    result = await run(
+        *items(Provider(refused_second), 3),
+        config=ProcessorConfig(max_workers=6),
+        error_classifier=DaysQuota(),
+    )
+    assert (result.succeeded, result.not_run) == (2, ["1"])
+    assert now() == 3.0
+
+
+async def test_an_answer_that_middleware_looks_at_is_finished_though_the_run_winds_down() -> None:
+    class Looking(BaseMiddleware[Any, Any, Any]):
+        async def after_process(self, result: Any) -> Any:
+            await asyncio.sleep(5.0)
+            return result
+
+    result = await run(
+        *items(Provider(refused_second), 2),
+        config=ProcessorConfig(max_workers=2),
+        error_classifier=DaysQuota(),
+        middlewares=[Looking()],
+    )
+    assert (result.succeeded, result.not_run) == (1, ["1"])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from batch_llm import LLMCallStrategy, ProcessingEvent
-from tests.engine.support import Call, Provider, errors, items, run, settings
+from batch_llm import BaseMiddleware, LLMCallStrategy, ProcessingEvent, WorkItemResult
+from tests.engine.support import Call, Provider, errors, items, now, run, script, settings
 from tests.helpers import Recorder, Script
 
 
@@ -55,3 +55,59 @@ async def test_a_dry_run_of_the_wrong_shape_is_called_by_its_name() -> None:
 
     result = await run(*items(Half()), config=settings(dry_run=True))
     assert errors(result)[0].startswith("StrategyContractError: Half.dry_run returned a str")
+
+
+async def test_who_watches_is_told_of_a_start_at_once() -> None:
+    class Timed(Recorder):
+        async def on_event(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
+            await super().on_event(event, data)
+            instants[event] = now()
+
+    instants: dict[ProcessingEvent, float] = {}
+    await run(*items(Provider(seconds=10.0)), observers=[Timed()])
+    assert instants[ProcessingEvent.ITEM_STARTED] == 0.0
+    assert instants[ProcessingEvent.ITEM_COMPLETED] == 10.0
+
+
+async def test_a_dry_run_prepares_nothing() -> None:
+    provider = Provider()
+    result = await run(*items(provider, 3), config=settings(dry_run=True))
+    assert (result.succeeded, provider.prepared, provider.cleaned) == (3, [], [])
+
+
+class Replacing(BaseMiddleware[Any, Any, Any]):
+    """Puts results of its own in the place of others."""
+
+    def __init__(self, made: WorkItemResult[Any, Any]) -> None:
+        self.made = made
+
+    async def after_process(self, result: Any) -> Any:
+        return self.made
+
+    async def on_error(self, work_item: Any, error: Exception) -> Any:
+        return self.made
+
+
+async def test_a_failure_that_middleware_made_is_told_by_its_own_kind() -> None:
+    recorder, made = Recorder(), WorkItemResult[Any, Any]("0", False, error="Rejected: no: never")
+    await run(*items(Provider()), middlewares=[Replacing(made)], observers=[recorder])
+    assert recorder.of(ProcessingEvent.ITEM_FAILED) == [{"item_id": "0", "error_type": "Rejected"}]
+
+
+async def test_the_exception_of_a_failure_that_middleware_made_is_kept() -> None:
+    made = WorkItemResult[Any, Any]("0", False, error="Rejected: no")
+    made.exception = own = LookupError("my own")
+    provider = Provider(script(ValueError("no")))
+    result = await run(*items(provider), config=settings(), middlewares=[Replacing(made)])
+    assert result.results[0].exception is own
+
+
+@pytest.mark.parametrize(
+    ("told", "found"), [({"HATE": "LOW"}, {"HATE": "LOW"}), ("LOW", None)], ids=["dict", "text"]
+)
+async def test_ratings_are_taken_from_an_error_or_an_answer(told: Any, found: Any) -> None:
+    error = ValueError("blocked")
+    vars(error)["safety_ratings"] = told
+    result = await run(*items(Script(error, ("answer", {}, {"safety_ratings": told})), 2))
+    assert [each.success for each in result.results] == [False, True]
+    assert [each.gemini_safety_ratings for each in result.results] == [found, found]

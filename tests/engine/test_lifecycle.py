@@ -378,3 +378,11 @@ async def test_a_strategy_whose_one_item_is_done_is_prepared_anew_for_the_next()
             await processor.add_work(*items(provider))
         await running
     assert provider.prepared == provider.cleaned == [0.0, 5.0, 10.0]
+
+
+async def test_strategies_that_have_done_all_their_items_are_closed_when_many_more_are() -> None:
+    providers = [Provider() for _ in range(102)]
+    work = [item for provider in providers for item in items(provider, 2)]
+    await run(*work, *items(Provider(seconds=10.0)), config=settings(1))
+    assert [provider.cleaned for provider in providers[:2]] == [[0.0], [0.0]]
+    assert providers[-1].cleaned == [10.0]

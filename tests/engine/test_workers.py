@@ -240,3 +240,17 @@ async def test_calls_that_never_wait_leave_others_their_turn() -> None:
     await counting
     assert (result.succeeded, now()) == (1_000, 0.0)
     assert turns >= 9
+
+
+async def test_a_worker_that_is_cancelled_after_its_result_lets_go_of_the_strategy() -> None:
+    async def post_process(result: Any) -> None:
+        if result.item_id == "0" and now() == 1.0:
+            [worker] = [task for task in workers() if task.get_name().endswith("1")]
+            worker.cancel()
+            await asyncio.sleep(0.5)
+
+    provider = Provider(seconds=1.0)
+    async with Processor(config=settings(2), post_processor=post_process) as processor:
+        running = await start(processor, *items(Provider(seconds=10.0)), *items(provider))
+        assert (await running).succeeded == 2
+    assert provider.cleaned == [1.0]

@@ -295,8 +295,7 @@ def _add_ending(result: WorkItemResult[Any, Any], ending: Failure | Skipped) -> 
         return
     result.error = describe(ending.error)
     result.exception = ending.error
-    ratings = _ratings_of(vars(ending.error))
-    result.gemini_safety_ratings = ratings or result.gemini_safety_ratings
+    result.gemini_safety_ratings = _ratings_of(vars(ending.error))
 
 
 def _ratings_of(source: Any) -> dict[str, str] | None:
