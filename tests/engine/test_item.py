@@ -111,3 +111,29 @@ async def test_ratings_are_taken_from_an_error_or_an_answer(told: Any, found: An
     result = await run(*items(Script(error, ("answer", {}, {"safety_ratings": told})), 2))
     assert [each.success for each in result.results] == [False, True]
     assert [each.gemini_safety_ratings for each in result.results] == [found, found]
+
+
+async def test_a_kept_error_pins_no_frames_not_even_those_of_its_cause() -> None:
+    def broken() -> None:
+        raise LookupError
+
+    async def answer(call: Call) -> Any:
+        error = ValueError("no")
+        try:
+            broken()
+        except LookupError as cause:
+            error.__cause__ = cause
+        raise error
+
+    result = await run(*items(Provider(answer)))
+    [error] = [each.exception for each in result.results]
+    assert error.__traceback__ is error.__cause__.__traceback__ is None
+
+
+async def test_an_item_that_was_never_called_has_no_usage() -> None:
+    class Unready(Provider):
+        async def prepare(self) -> None:
+            raise ValueError("not today")
+
+    result = await run(*items(Unready()))
+    assert result.results[0].token_usage == {}
