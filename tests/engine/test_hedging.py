@@ -423,3 +423,21 @@ async def test_a_place_that_is_given_back_goes_to_the_next_straggler_at_once() -
         await processor.process_all()
     assert provider.calls_of("28") == [9.0, 10.0]
     assert provider.calls_of("29") == [9.0, 15.0]
+
+
+async def test_a_worker_that_was_lost_while_it_was_idle_lends_no_place() -> None:
+    provider = Provider(**{"30": [50.0, 5.0]})
+    config = ProcessorConfig(max_workers=2, hedge_after=0.9, timeout_per_item=100.0)
+    async with ParallelBatchProcessor[str, Any, Any](config=config) as processor:
+        for n in range(31):
+            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
+        running = asyncio.create_task(processor.process_all())
+        # The last item has begun, and the other worker has nothing to do.
+        await asyncio.sleep(15.5)
+        tasks = {task.get_name(): task for task in asyncio.all_tasks()}
+        tasks["batch_llm worker 1"].cancel()
+        await asyncio.sleep(1.0)
+        await processor.add_work(LLMWorkItem("late", provider, "late"))
+        await running
+    assert provider.calls_of("30") == [15.0, 16.0]
+    assert provider.peak == 2
