@@ -9,6 +9,8 @@ _PRIOR_CALLS = 10
 _MEMORY_CALLS, _MEMORY_CALLS_BELOW, _ENOUGH_CALLS = 100, 30, 20
 _SURPRISE = 3.0
 _MOST_OF_PACE, _LEAST_OF_PACE = 0.98, 0.5
+# Who lets in less than a call a minute refuses for something else than the pace.
+_SLOWEST_PER_SECOND = 1 / 60
 _HOLD_CALLS, _GROWTH, _DOUBLING_CALLS = 20, 0.002, 12
 _GUESS_HOLD_CALLS, _GUESS_GROWTH = 2, 0.05
 _BINDING = 0.8
@@ -81,15 +83,16 @@ class Pace:
         return _BINDING * self.per_second * seconds <= calls
 
     def cut(self, let_in: float, seconds: float) -> None:
-        """Go on at what was granted since the last throttling, and at any rate slower."""
+        """Go on at what was granted since the last throttling, and slower, to a call a minute."""
         if self.per_second == math.inf:
             # A guess that soon grows; a hint says when one call may come back, not how many.
-            self.per_second = max(let_in, 1.0) / max(seconds, _SHORTEST_PERIOD_SECONDS)
+            guess = max(let_in, 1.0) / max(seconds, _SHORTEST_PERIOD_SECONDS)
+            self.per_second = max(guess, _SLOWEST_PER_SECOND)
             self._grant.guess(self.per_second)
             return
         estimate, has_grown = self._grant.add(let_in, seconds)
         least, most = self.per_second * _LEAST_OF_PACE, self.per_second * _MOST_OF_PACE
-        self.per_second = min(max(estimate, least), most)
+        self.per_second = max(min(max(estimate, least), most), _SLOWEST_PER_SECOND)
         # A quota that has grown may have grown by much more than was asked of it.
         self._is_guess = has_grown
 
