@@ -16,3 +16,8 @@ def test_every_invariant_holds(part: int) -> None:
     assert tally.seeds == SEEDS // PARTS
     assert tally.calls > tally.seeds
     assert not tally.failures, str(tally)
+
+
+def test_a_quota_that_hardly_lets_anybody_in_takes_no_years() -> None:
+    """It refuses for the size of each call, at whatever pace."""
+    assert not (tally := play_seeds([77444])).failures, str(tally)

@@ -282,3 +282,10 @@ def test_nine_calls_are_no_measure() -> None:
         sizes.refused(1_000.0)
     sizes.judge()
     assert not sizes.matter
+
+
+def test_no_pace_is_slower_than_a_call_a_minute() -> None:
+    first, later = Pace(), guessed(1.0)
+    first.cut(1, 3_600.0)
+    assert first.per_second == pytest.approx(1 / 60)
+    assert cut(later, *[(0, 60.0)] * 20) == pytest.approx(1 / 60)

@@ -26,7 +26,8 @@ for a window; and a pace just below it is where to stay. What else follows from 
   calls are larger than others, by the same test with its normal approximation, a call counts
   by its tokens: it waits the longer before it goes out, the larger it is.
 * When nothing is let in any more, the pace is not to blame. Single calls probe, at growing
-  intervals, and the first that is let in restores it.
+  intervals, and the first that is let in restores it. Nor is it where less than a call a
+  minute is let in: no slower pace is tried.
 
 The idea of one cut per episode and of growth by evidence only is that of TCP congestion
 control (Jacobson, "Congestion Avoidance and Control", 1988).
