@@ -308,25 +308,6 @@ async def test_a_call_that_is_quicker_than_usual_has_no_duplicate() -> None:
     assert now() == 3.5
 
 
-async def test_the_place_of_a_worker_that_was_cancelled_is_not_lent() -> None:
-    provider = Provider(**{"35": [50.0]})
-    config = ProcessorConfig(max_workers=10, hedge_after=0.9, timeout_per_item=100.0)
-    async with ParallelBatchProcessor[str, Any, Any](config=config) as processor:
-        for n in range(36):
-            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
-        running = asyncio.create_task(processor.process_all())
-        await asyncio.sleep(3.5)
-        pool = processor._engine.pool
-        assert pool is not None
-        assert len(pool._idle) == 4
-        idle = [each for each in pool._crew.values() if each.journal.stage == "idle"]
-        for worker in idle:
-            worker.task.cancel()
-        result = await running
-    assert result.succeeded == 36
-    assert provider.calls_of("35") == [3.0, 4.0]
-
-
 async def test_a_duplicate_that_is_refused_teaches_the_limit_and_costs_no_attempt() -> None:
     provider = Provider(**{"39": [9.0, (0.1, RuntimeError("429 Too Many Requests"))]})
     result: Any = await run(provider)
@@ -423,21 +404,3 @@ async def test_a_place_that_is_given_back_goes_to_the_next_straggler_at_once() -
         await processor.process_all()
     assert provider.calls_of("28") == [9.0, 10.0]
     assert provider.calls_of("29") == [9.0, 15.0]
-
-
-async def test_a_worker_that_was_lost_while_it_was_idle_lends_no_place() -> None:
-    provider = Provider(**{"30": [50.0, 5.0]})
-    config = ProcessorConfig(max_workers=2, hedge_after=0.9, timeout_per_item=100.0)
-    async with ParallelBatchProcessor[str, Any, Any](config=config) as processor:
-        for n in range(31):
-            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
-        running = asyncio.create_task(processor.process_all())
-        # The last item has begun, and the other worker has nothing to do.
-        await asyncio.sleep(15.5)
-        tasks = {task.get_name(): task for task in asyncio.all_tasks()}
-        tasks["batch_llm worker 1"].cancel()
-        await asyncio.sleep(1.0)
-        await processor.add_work(LLMWorkItem("late", provider, "late"))
-        await running
-    assert provider.calls_of("30") == [15.0, 16.0]
-    assert provider.peak == 2

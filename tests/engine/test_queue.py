@@ -155,6 +155,37 @@ async def test_a_run_ends_when_the_last_who_waited_for_room_gives_up() -> None:
         assert (await running).total_items == 2
 
 
+async def test_a_run_that_is_wound_down_while_no_worker_has_an_item_ends_at_once() -> None:
+    """Somebody has found room in the queue and has not come in yet."""
+    loop = asyncio.get_running_loop()
+    at_work: list[int] = []
+
+    def wind_down() -> None:
+        pool = processor._engine.pool
+        assert pool is not None
+        at_work.append(len(pool._running))
+        pool.wind_down("a test")
+
+    async def answer(call: Call) -> str:
+        if len(provider.calls) == 1:
+            await asyncio.sleep(1.0)
+            # Two turns from now, just before whoever is left the room of the one who gives up.
+            loop.call_soon(loop.call_soon, wind_down)
+        else:
+            adding[1].cancel()
+        return "ok"
+
+    provider = Provider(answer)
+    async with Processor(config=settings(1, max_queue_size=1)) as processor:
+        running = await start(processor, *items(provider))
+        adding = [asyncio.create_task(processor.add_work(item)) for item in items(provider, 3)]
+        await asyncio.gather(*adding, return_exceptions=True)
+        result = await running
+    assert at_work == [0]
+    assert result.stop_reason == "a test"
+    assert now() == 1.0
+
+
 async def test_a_post_processor_may_add_work_to_a_full_queue() -> None:
     provider = Provider(seconds=1.0)
     rounds = 3

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -92,18 +93,41 @@ async def test_a_worker_that_is_cancelled_while_it_takes_over() -> None:
     assert stats["processed"] == 2
 
 
-async def test_idle_workers_that_are_cancelled_are_replaced() -> None:
-    busy, quick = Provider(seconds=10.0), Provider()
+async def test_a_worker_without_an_item_has_no_task() -> None:
+    busy, quick = Provider(seconds=10.0), Provider(seconds=1.0)
     async with Processor(config=settings(3)) as processor:
-        running = await start(processor, *items(busy))
-        await asyncio.sleep(1.0)
-        [busy_one] = [task for task in workers() if task.get_name().endswith("0")]
-        for task in set(workers()) - {busy_one}:
-            task.cancel()
-        await asyncio.sleep(1.0)
-        await processor.add_work(*items(quick))
-        assert (await running).succeeded == 2
-    assert quick.instants == [2.0]
+        await processor.add_work(*items(busy))
+        running = asyncio.create_task(processor.process_all())
+        await asyncio.sleep(0)
+        for _ in range(2):
+            assert len(workers()) == 1
+            for item in items(quick, 2):
+                await processor.add_work(item)
+            await asyncio.sleep(0.5)
+            assert len(workers()) == 3
+            await asyncio.sleep(1.0)
+        assert (await running).total_items == 5
+    assert quick.instants == [0.0, 0.0, 1.5, 1.5]
+
+
+async def test_workers_that_come_later_have_the_context_of_the_run_each_its_own() -> None:
+    place: ContextVar[str] = ContextVar("place")
+
+    async def answer(_: Call) -> str:
+        seen = place.get()
+        place.set("a worker")
+        return seen
+
+    async def add() -> None:
+        place.set("who adds")
+        for item in items(Provider(answer, seconds=1.0), 3):
+            await processor.add_work(item)
+
+    place.set("the run")
+    async with Processor(config=settings(4)) as processor:
+        running = await start(processor, *items(Provider(answer, seconds=10.0)))
+        await asyncio.create_task(add())
+        assert outputs(await running) == ["the run"] * 4
 
 
 async def test_a_worker_that_cancels_itself_loses_no_item() -> None:

@@ -68,6 +68,25 @@ async def test_every_worker_starts_and_stops() -> None:
     assert {data["worker_id"] for data in recorder.of(Event.ITEM_STARTED)} <= {0, 1, 2}
 
 
+async def test_a_worker_starts_and_stops_once_however_often_it_had_nothing_to_do() -> None:
+    busy, quick = Script(functools.partial(asyncio.sleep, 9, ANSWER)), Script()
+    recorder, config = Recorder(), ProcessorConfig(max_workers=3)
+    async with ParallelBatchProcessor[str, Any, Any](
+        config=config, observers=[recorder]
+    ) as processor:
+        await processor.add_work(LLMWorkItem("busy", busy, ""))
+        running = asyncio.create_task(processor.process_all())
+        for number in range(4):
+            await asyncio.sleep(1.0)
+            await processor.add_work(LLMWorkItem(f"quick {number}", quick, ""))
+        await running
+    for event in (Event.WORKER_STARTED, Event.WORKER_STOPPED):
+        assert [data["worker_id"] for data in recorder.of(event)] == [0, 1, 2]
+    order = [event for event, _ in recorder.seen]
+    assert order[1:4] == [Event.WORKER_STARTED] * 3
+    assert order[-4:-1] == [Event.WORKER_STOPPED] * 3
+
+
 async def test_an_item_has_one_start_and_one_end_whatever_its_attempts() -> None:
     recorder = await observed(Script(RuntimeError(), LIMITED, ANSWER))
     assert len(recorder.of(Event.ITEM_STARTED)) == 1

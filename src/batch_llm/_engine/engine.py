@@ -21,7 +21,7 @@ from batch_llm._engine.progress import Progress
 from batch_llm._engine.recovery import Recovery
 from batch_llm._engine.tasks import FATAL, Tasks
 from batch_llm.base import PostProcessorFunc, ProcessingStats, ProgressCallbackFunc
-from batch_llm.core.clock import clock_of, wall_time
+from batch_llm.core.clock import wall_time
 from batch_llm.core.config import ProcessorConfig
 from batch_llm.middleware.base import Middleware
 from batch_llm.observers.base import ProcessorObserver
@@ -181,7 +181,6 @@ class Engine:
             progress=None if self._progress.callback is None else self._progress,
             stats=self.stats,
             wind_down=pool.wind_down,
-            now=clock_of(asyncio.get_running_loop()),
         )
 
     async def results(self, pool: Pool) -> AsyncGenerator[list[Result], None]:

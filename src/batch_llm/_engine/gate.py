@@ -196,9 +196,10 @@ class Gate:
         Args:
             journal: The record of its item; told what was booked.
         """
-        journal.admission = admission = await self.acquire(self.tokens_of(journal.item))
+        admission = await self.acquire(self.tokens_of(journal.item))
         journal.booked = 0.0 if admission is None else admission.tokens
-        journal.is_plain = False
+        if admission is not None:
+            journal.admission, journal.is_plain = admission, False
 
     async def acquire(self, tokens: float = 0.0) -> Admission | None:
         """Wait until a call may go out.

@@ -25,7 +25,6 @@ Ending = Failure | Skipped | None
 """Why an item ends without an answer; None where it has one."""
 
 # A member of an enum takes longer to look up than to tell.
-_ITEM_STARTED = ProcessingEvent.ITEM_STARTED
 _ITEM_COMPLETED = ProcessingEvent.ITEM_COMPLETED
 
 
@@ -37,11 +36,11 @@ class Pool(Protocol):
     outbox: list[WorkItemResult[Any, Any]]
     pause_at: int
 
-    async def next_item(self) -> LLMWorkItem[Any, Any, Any] | None:
-        """Let others have their turn where it is time for that, and wait for an item.
+    async def next_item(self, worker: Worker) -> LLMWorkItem[Any, Any, Any] | None:
+        """Let others have their turn where it is time for that, and take an item.
 
         Returns:
-            None at the end of the run.
+            None where there is none: the worker is to go home.
         """
         ...
 
@@ -67,7 +66,6 @@ class ItemRunner:
     progress: Progress | None
     stats: ProcessingStats
     wind_down: Callable[[str], None]
-    now: Callable[[], float]
 
     async def work(self, worker: Worker, pool: Pool) -> None:
         """Turn one item after another into its result; whatever goes wrong, there is one.
@@ -77,7 +75,7 @@ class ItemRunner:
         """
         journal, queue, entry = worker.journal, pool.queue, NOBODY
         attempts, events, entry_of = self.attempts, self.events, self.lifecycle.entry_of
-        watched, has_hooks = events.watched, self.hooks.follow
+        watching, has_hooks = events if events.watched else None, self.hooks.follow
         try:
             while (
                 item := queue.popleft()
@@ -85,13 +83,11 @@ class ItemRunner:
                 and pool.self_service
                 and len(pool.outbox) < pool.pause_at
                 and not events.crowded
-                else await pool.next_item()
+                else await pool.next_item(worker)
             ) is not None:
                 is_known = item.strategy is entry.strategy and entry.pending
                 entry = entry if is_known else entry_of(item.strategy)
-                journal.begin(item, entry)
-                if watched:
-                    self._tell_start(journal)
+                journal.begin(item, entry, watching)
                 ending: Ending = entry.failure
                 if has_hooks or not entry.prepared:
                     ending = await self._let_in(journal)
@@ -119,15 +115,6 @@ class ItemRunner:
                 pool.outbox.append(result)
         except BaseException as error:
             pool.leave(worker, error)
-
-    def _tell_start(self, journal: Journal) -> None:
-        journal.started = self.now()
-        data = {"item_id": journal.item.item_id, "worker_id": journal.worker_id}
-        # As emit() does, without the call.
-        events = self.events
-        events.news.append((_ITEM_STARTED, data))
-        if len(events.news) >= events.deal_at:
-            events.deal()
 
     async def _let_in(self, journal: Journal) -> Ending:
         """Ask middleware, and have the strategy prepared; gives why there is to be no call."""
@@ -228,16 +215,15 @@ class ItemRunner:
                     tokens = journal.usage["total_tokens"]
                 except (KeyError, TypeError):
                     tokens = total_of(journal.usage or {})
-                data: dict[str, Any] = {
-                    "item_id": result.item_id,
-                    "duration": self.now() - journal.started,
-                    "tokens": tokens,
-                }
-                if journal.state is not None:
-                    data["state"] = journal.state
-                events.news.append((_ITEM_COMPLETED, data))
-                if len(events.news) >= events.deal_at:
-                    events.deal()
+                duration, state = events.now() - journal.started, journal.state
+                if state is not None:
+                    data = {"item_id": result.item_id, "duration": duration, "tokens": tokens}
+                    events.emit(_ITEM_COMPLETED, {**data, "state": state})
+                else:
+                    # As emit() does, without the call.
+                    events.news.append((_ITEM_COMPLETED, result.item_id, duration, tokens))
+                    if len(events.news) >= events.deal_at:
+                        events.deal()
         if self.progress is not None:
             self.progress.report(stats, result.item_id)
 

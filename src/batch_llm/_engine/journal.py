@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batch_llm.base import LLMWorkItem, ProcessingStats, RetryState, WorkItemResult
 from batch_llm.llm_strategies._usage import ReportedUsage, count, read_usage
+from batch_llm.observers.events import ProcessingEvent
 from batch_llm.strategies.adaptive import Admission
 from batch_llm.strategies.errors import ErrorInfo
 
 if TYPE_CHECKING:
+    from batch_llm._engine.events import Events
     from batch_llm._engine.lifecycle import Entry
 
 _log = logging.getLogger(__name__)
@@ -19,6 +21,9 @@ _log = logging.getLogger(__name__)
 _LONGEST_TEXT = 2_000
 
 Stage = Literal["idle", "calling", "concluding", "concluded", "released"]
+
+# A member of an enum takes longer to look up than to tell.
+_ITEM_STARTED = ProcessingEvent.ITEM_STARTED
 
 _KEYS = ("input_tokens", "output_tokens", "total_tokens", "cached_input_tokens")
 
@@ -134,8 +139,16 @@ class Journal:
         self.booked = 0.0
         self._forget()
 
-    def begin(self, item: LLMWorkItem[Any, Any, Any], entry: "Entry") -> None:
-        """Start the record of another item."""
+    def begin(
+        self, item: LLMWorkItem[Any, Any, Any], entry: "Entry", watching: "Events | None" = None
+    ) -> None:
+        """Start the record of another item.
+
+        Args:
+            item: The item.
+            entry: That of its strategy.
+            watching: Told of it; None where nobody watches.
+        """
         self.item = item
         self.entry = entry
         self.stage = "calling"
@@ -143,6 +156,12 @@ class Journal:
         self.output = self.usage = None
         if not self.is_plain:
             self._forget()
+        if watching is not None:
+            self.started = watching.now()
+            # As emit() does, without the call.
+            watching.news.append((_ITEM_STARTED, item.item_id, self.worker_id, None))
+            if len(watching.news) >= watching.deal_at:
+                watching.deal()
 
     def _forget(self) -> None:
         self.is_plain = True

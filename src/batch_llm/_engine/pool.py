@@ -1,6 +1,7 @@
 """Workers, intake, outbox and shutdown."""
 
 import asyncio
+import contextvars
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
@@ -31,7 +32,8 @@ _PAUSE_AFTER = 100
 class Pool:
     """The workers of one run: they take items from a queue and hand results to a consumer.
 
-    The run is over when the queue is empty and no worker has an item; or before that, when
+    A worker that finds no item goes home: its task ends, and the next item that is added calls
+    one back. The run is over when the queue is empty and all are home; or before that, when
     it is ended, or wound down and no call is in flight any more. Streaming, a few
     results per worker wait for the consumer at most; then the workers wait for it too.
     Collecting, the consumer wants all of them together at the end, and is woken once.
@@ -73,10 +75,12 @@ class Pool:
         self._tasks = tasks
         self._events = events
         self._runner: ItemRunner
-        self._busy = workers
-        self._idle: deque[asyncio.Future[None]] = deque()
+        self._context = contextvars.copy_context()
+        self._crew: dict[int, Worker] = {}
+        self._running: dict[asyncio.Task[None], Worker] = {}
+        self._home: deque[int] = deque()
         self._borrowers: deque[asyncio.Future[None]] = deque()
-        self._lent: dict[asyncio.Future[None], asyncio.Future[None]] = {}
+        self._lent: dict[asyncio.Future[None], int] = {}
         self._adding: deque[asyncio.Future[None]] = deque()
         self._adders = 0
         self.outbox: list[Result] = []
@@ -85,8 +89,6 @@ class Pool:
         self.pause_at = self._most
         self._consumer: asyncio.Future[None] | None = None
         self._full: deque[asyncio.Future[None]] = deque()
-        self._crew: dict[int, Worker] = {}
-        self._working = 0
         self.not_run: list[str]
         self.stop_reason: str | None = None
         self.taking = True
@@ -97,15 +99,17 @@ class Pool:
         self.error: BaseException | None = None
 
     def start(self, runner: ItemRunner) -> None:
-        """Put the workers to work."""
+        """Put as many workers to work as there are items for."""
         self._runner = runner
         for worker_id in range(self._workers):
-            if self._events.watched:
-                self._events.emit(ProcessingEvent.WORKER_STARTED, {"worker_id": worker_id})
-            self._hire(Worker(worker_id))
+            self._tell(ProcessingEvent.WORKER_STARTED, worker_id)
+            self._home.append(worker_id)
+        for _ in range(min(self._workers, len(self.queue))):
+            self._call_back()
+        self._end_if_done()
 
     def crew(self) -> Iterable[Worker]:
-        """The workers that nobody has replaced."""
+        """The workers that are not at home, and that nobody has replaced."""
         return self._crew.values()
 
     async def results(self) -> AsyncGenerator[list[Result], None]:
@@ -141,7 +145,7 @@ class Pool:
         if waits:
             await self._room_in_queue(item)
         self.queue.append(item)
-        _wake(self._idle)
+        self._call_back()
 
     async def _room_in_queue(self, item: Item) -> None:
         while 0 < self._max_queue_size <= len(self.queue):
@@ -162,10 +166,10 @@ class Pool:
         except asyncio.CancelledError:
             # The room may have been found for the one who gives up, and nobody else may come.
             _wake(self._adding)
-            _wake(self._idle)
-            raise
-        finally:
             self._adders -= 1
+            self._end_if_done()
+            raise
+        self._adders -= 1
 
     def fail(self, error: BaseException) -> None:
         """Stop the run and let its consumer see why."""
@@ -189,16 +193,18 @@ class Pool:
             WIND_DOWN_SECONDS,
         )
         self._grace = asyncio.get_running_loop().call_later(WIND_DOWN_SECONDS, self.end)
+        if not self._running:
+            self.end()
 
     def close(self) -> None:
         """Let go of the workers: those that are left make calls that ignore the end of the run."""
         begun = [worker.journal for worker in self._crew.values() if worker.journal.stage != "idle"]
         self.not_run = [journal.item.item_id for journal in begun] + self.not_run
         for worker in self._crew.values():
-            if not worker.task.done():
-                worker.replaced = True
-                self._tell_stopped(worker)
+            worker.replaced = True
         self._crew.clear()
+        for worker_id in range(self._workers):
+            self._tell(ProcessingEvent.WORKER_STOPPED, worker_id)
 
     def end(self) -> None:
         """Take no more items and drop those that wait; whoever waits goes on."""
@@ -208,7 +214,7 @@ class Pool:
         self._over, self.taking, self.self_service = True, False, False
         if self._grace is not None:
             self._grace.cancel()
-        for waiting in (self._idle, self._adding, self._full):
+        for waiting in (self._adding, self._full):
             while waiting:
                 _wake(waiting)
         self._wake_consumer()
@@ -239,26 +245,36 @@ class Pool:
 
     def _hire(self, worker: Worker, error: BaseException | None = None) -> None:
         self._crew[worker.id] = worker
-        self._working += 1
-        working = self._runner.work(worker, self) if error is None else self._go_on(worker, error)
-        worker.task = self._tasks.spawn(
-            working,
+        worker.task = task = self._tasks.spawn(
+            self._runner.work(worker, self) if error is None else self._go_on(worker, error),
             name=f"batch_llm worker {worker.id}",
-            ended=lambda _: self._gone(worker),
+            ended=self._gone,
+            # Not that of whoever has added an item.
+            context=self._context.copy(),
         )
+        self._running[task] = worker
 
-    def _gone(self, worker: Worker) -> None:
-        self._working -= 1
-        if self.taking and not worker.replaced:
+    def _call_back(self) -> None:
+        """Have one of the workers at home look for an item."""
+        if self._home and self.taking:
+            self._hire(Worker(self._home.popleft()))
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        worker = self._running.pop(task)
+        if self.taking and self._crew.get(worker.id) is worker:
             self._succeed(worker, asyncio.CancelledError("the worker's task was cancelled"))
-        if not worker.replaced:
-            self._tell_stopped(worker)
-        if not self._working:
+        if not (self.taking or self._running):
             self.end()
 
-    def _tell_stopped(self, worker: Worker) -> None:
+    def _end_if_done(self) -> None:
+        """End the run where nobody is at work, or about to add an item."""
+        if not (self._crew or self._adders):
+            self.complete = True
+            self.end()
+
+    def _tell(self, event: ProcessingEvent, worker_id: int) -> None:
         if self._events.watched:
-            self._events.emit(ProcessingEvent.WORKER_STOPPED, {"worker_id": worker.id})
+            self._events.emit(event, {"worker_id": worker_id})
 
     async def _go_on(self, worker: Worker, error: BaseException) -> None:
         """Conclude the item of a worker that is gone, and work on in its place."""
@@ -293,30 +309,24 @@ class Pool:
         if has_result and not (self.taking or worker.replaced):
             self._hand_over(journal, journal.result)
 
-    async def next_item(self) -> Item | None:
-        """Let others have their turn where it is time for that, and wait for an item.
+    async def next_item(self, worker: Worker) -> Item | None:
+        """Let others have their turn where it is time for that, and take an item.
 
         Returns:
-            None at the end of the run, which may be noticed here.
+            None where there is none: the worker is to go home. The end of the run may be
+            noticed here.
         """
         if len(self.outbox) >= self.pause_at or self._events.crowded:
             await self._pause()
-        while self.taking:
-            if self.queue:
-                _wake(self._adding)
-                return self.queue.popleft()
-            self._busy -= 1
-            try:
-                if self._busy or self._adders:
-                    turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                    self._idle.append(turn)
-                    self._lend()
-                    await turn
-                else:
-                    self.complete = True
-                    self.end()
-            finally:
-                self._busy += 1
+        if not self.taking:
+            return None
+        if self.queue:
+            _wake(self._adding)
+            return self.queue.popleft()
+        del self._crew[worker.id]
+        self._home.append(worker.id)
+        self._lend()
+        self._end_if_done()
         return None
 
     def borrow(self) -> asyncio.Future[None]:
@@ -328,24 +338,20 @@ class Pool:
 
     def give_back(self, place: asyncio.Future[None]) -> None:
         """Need a place no more, whether it was lent or not."""
-        turn = self._lent.pop(place, None)
-        if turn is None:
+        worker_id = self._lent.pop(place, None)
+        if worker_id is None:
             place.cancel()
             return
-        self._idle.append(turn)
+        self._home.append(worker_id)
         if self.queue:
-            _wake(self._idle)
+            self._call_back()
         self._lend()
 
     def _lend(self) -> None:
-        while self._borrowers and self._idle and self.taking:
-            if self._borrowers[0].done():
-                self._borrowers.popleft()
-            elif self._idle[0].done():
-                self._idle.popleft()
-            else:
-                place = self._borrowers.popleft()
-                self._lent[place] = self._idle.popleft()
+        while self._borrowers and self._home and self.taking:
+            place = self._borrowers.popleft()
+            if not place.done():
+                self._lent[place] = self._home.popleft()
                 place.set_result(None)
 
     def _hand_over(self, journal: Journal, result: Result) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,12 @@ class Tasks:
         self._alive: dict[asyncio.Task[Any], _Ended | None] = {}
 
     def spawn(
-        self, work: Coroutine[Any, Any, Any], *, name: str, ended: _Ended | None = None
+        self,
+        work: Coroutine[Any, Any, Any],
+        *,
+        name: str,
+        ended: _Ended | None = None,
+        context: Context | None = None,
     ) -> asyncio.Task[Any]:
         """Start a task.
 
@@ -66,9 +72,10 @@ class Tasks:
             work: What it does.
             name: What it is called in logs.
             ended: Told of its end, unless the task is left behind.
+            context: What its context variables are set to; those of the caller by default.
         """
         # Not by the loop's task factory: an eager one would begin before the task is known here.
-        task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name)
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, context=context)
         self._alive[task] = ended
         task.add_done_callback(self._forget)
         return task
