@@ -19,8 +19,8 @@ _TIMEOUTS_IN_A_ROW = 3
 _BACKLOG = 1_000
 _AT_ONCE = 100
 
-# An event, its data, and twice None. Of the two that every item has, only what their data is
-# made of: who waits to be told is a lot of dicts less for the garbage collector to look through.
+# An event, its data, and twice None; or, for the two events that every item has, only what their
+# data is made of, so that what waits to be told is half as much for the garbage collector.
 _Record = tuple[ProcessingEvent, Any, Any, Any]
 
 
