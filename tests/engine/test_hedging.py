@@ -13,6 +13,7 @@ from batch_llm import (
     LLMCallStrategy,
     LLMWorkItem,
     ParallelBatchProcessor,
+    ProcessingEvent,
     ProcessorConfig,
     RateLimitConfig,
     RetryConfig,
@@ -21,6 +22,7 @@ from batch_llm import (
     WorkItemResult,
 )
 from batch_llm.llm_strategies._usage import ReportedUsage
+from tests.helpers import Recorder
 
 Result = BatchResult[Any, Any]
 Step = float | tuple[float, BaseException]
@@ -306,6 +308,23 @@ async def test_a_call_that_is_quicker_than_usual_has_no_duplicate() -> None:
     result: Any = await run(provider)
     assert result.stats["hedged_calls"] == 0
     assert now() == 3.5
+
+
+async def test_a_worker_whose_place_is_lent_when_the_run_ends_stops_too() -> None:
+    provider, recorder = Provider(**{"35": [50.0, 50.0]}), Recorder()
+    config = ProcessorConfig(max_workers=5, hedge_after=0.9, timeout_per_item=100.0)
+    async with ParallelBatchProcessor[str, Any, Any](
+        config=config, observers=[recorder]
+    ) as processor:
+        for n in range(36):
+            await processor.add_work(LLMWorkItem(str(n), provider, str(n)))
+        running = asyncio.create_task(processor.process_all())
+        await asyncio.sleep(20.0)
+        assert provider.in_flight == 2
+        await processor.cleanup()
+        await running
+    stopped = [data["worker_id"] for data in recorder.of(ProcessingEvent.WORKER_STOPPED)]
+    assert sorted(stopped) == [0, 1, 2, 3, 4]
 
 
 async def test_a_duplicate_that_is_refused_teaches_the_limit_and_costs_no_attempt() -> None:

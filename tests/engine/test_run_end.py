@@ -80,6 +80,20 @@ async def test_a_call_is_left_alone_by_an_end_that_is_cancelled(
     assert (stats["processed"], stats["total_tokens"]) == (0, 0)
 
 
+async def test_workers_without_an_item_have_stopped_also_where_the_end_is_cancelled() -> None:
+    recorder = Recorder()
+    processor = Processor(config=settings(3), observers=[recorder])
+    running = await start(processor, *items(Deaf()))
+    for _ in range(2):
+        await asyncio.sleep(0.5)
+        running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    stopped = [data["worker_id"] for data in recorder.of(ProcessingEvent.WORKER_STOPPED)]
+    assert stopped == [1, 2]
+    await asyncio.sleep(ENDS_AT)
+
+
 async def test_a_second_cancellation_cuts_short_what_the_first_left_time_for() -> None:
     class Thorough(Provider):
         async def execute(self, prompt: str, attempt: int, timeout: float) -> Any:

@@ -201,16 +201,18 @@ class Pool:
         begun = [worker.journal for worker in self._crew.values() if worker.journal.stage != "idle"]
         self.not_run = [journal.item.item_id for journal in begun] + self.not_run
         for worker in self._crew.values():
-            worker.replaced = True
+            if not worker.task.done():
+                worker.replaced = True
+                self._tell(ProcessingEvent.WORKER_STOPPED, worker.id)
         self._crew.clear()
-        for worker_id in range(self._workers):
-            self._tell(ProcessingEvent.WORKER_STOPPED, worker_id)
 
     def end(self) -> None:
         """Take no more items and drop those that wait; whoever waits goes on."""
         if not self._over:
             self.not_run = [item.item_id for item in self.queue]
             self.queue.clear()
+            for worker_id in (*self._home, *self._lent.values()):
+                self._tell(ProcessingEvent.WORKER_STOPPED, worker_id)
         self._over, self.taking, self.self_service = True, False, False
         if self._grace is not None:
             self._grace.cancel()
@@ -261,8 +263,11 @@ class Pool:
 
     def _gone(self, task: asyncio.Task[None]) -> None:
         worker = self._running.pop(task)
-        if self.taking and self._crew.get(worker.id) is worker:
-            self._succeed(worker, asyncio.CancelledError("the worker's task was cancelled"))
+        if self._crew.get(worker.id) is worker:
+            if self.taking:
+                self._succeed(worker, asyncio.CancelledError("the worker's task was cancelled"))
+            else:
+                self._tell(ProcessingEvent.WORKER_STOPPED, worker.id)
         if not (self.taking or self._running):
             self.end()
 
