@@ -93,6 +93,26 @@ async def test_a_worker_that_is_cancelled_while_it_takes_over() -> None:
     assert stats["processed"] == 2
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_what_a_successor_has_concluded_comes_once_whenever_the_run_ends(turns: int) -> None:
+    async def answer(call: Call) -> str:
+        if call.prompt == "prompt 99":
+            await asyncio.sleep(50.0)
+        return "ok"
+
+    async with Processor(config=settings()) as processor:
+        running = await start(processor, *items(Provider(answer), 100))
+        await asyncio.sleep(1.0)
+        [task] = workers()
+        task.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await processor.cleanup()
+        result = await running
+    ids = [entry.item_id for entry in result.results]
+    assert sorted(ids + result.not_run, key=int) == [str(number) for number in range(100)]
+
+
 async def test_a_worker_without_an_item_has_no_task() -> None:
     busy, quick = Provider(seconds=10.0), Provider(seconds=1.0)
     async with Processor(config=settings(3)) as processor:

@@ -106,6 +106,15 @@ async def test_an_observer_is_told_of_what_it_missed_as_soon_as_it_is_free() -> 
     ]
 
 
+async def test_a_run_leaves_no_timer_of_its_observers() -> None:
+    async def take_half_a_second(event: ProcessingEvent, data: dict[str, Any]) -> None:
+        await asyncio.sleep(0.5)
+
+    await run_batch(Script(), observers=[MagicMock(on_event=take_half_a_second)])
+    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    assert [timer for timer in timers if not timer.cancelled()] == []
+
+
 async def test_an_event_that_takes_too_long_is_cancelled_after_5_seconds(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
