@@ -109,6 +109,38 @@ async def test_a_duplicate_is_settled_where_its_usage_is_known(
     assert provider.calls_of("new") == [pytest.approx(second)]
 
 
+class TooFew(Hundred):
+    def estimate(self, strategy: object, prompt: str) -> float:
+        return 5.0
+
+
+class Silent(Provider):
+    """Does not tell what a duplicate has used."""
+
+    async def execute(self, prompt: str, attempt: int, timeout: float) -> tuple[Any, TokenUsage]:
+        answer, usage = await super().execute(prompt, attempt, timeout)
+        return answer, {} if answer == "39 2" else usage
+
+
+@pytest.mark.parametrize(("kind", "second"), [(Provider, 82.333333), (Silent, 79.666667)])
+async def test_what_a_duplicate_used_beyond_its_booking_is_owed(
+    kind: type[Provider], second: float
+) -> None:
+    provider = kind(**{"39": [50.0, 0.1]})
+    config = settings(10, max_tokens_per_minute=450, token_estimator=TooFew())
+    await run_and_add(provider, "new", 79.2, config=config)
+    assert provider.calls_of("39") == [pytest.approx(77.0), pytest.approx(79.0)]
+    assert provider.calls_of("new") == [pytest.approx(second)]
+
+
+async def test_a_duplicate_that_is_given_up_gives_back_nothing() -> None:
+    provider = Provider(**{"39": [3.0, 50.0]})
+    config = settings(10, max_tokens_per_minute=6000, token_estimator=Hundred())
+    result = await run_and_add(provider, "new", 30.0, config=config)
+    assert result.succeeded == 42
+    assert provider.given_up == ["39 2"]
+
+
 async def test_the_bill_of_an_item_with_a_duplicate() -> None:
     plain: TokenUsage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
     result = await run(Scripted(after(50.0, None), after(1.0, ("answer", plain))))

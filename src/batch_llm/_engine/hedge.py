@@ -156,14 +156,15 @@ class Hedges:
             return
         gate, admission = journal.entry.gate, turn.result()
         again = tasks[1].result() if len(tasks) > 1 and _is_settled(tasks[1]) else None
-        gate.ended(admission, answered=again is not None and again.error is None)
-        info = None if again is None or again.error is None else self._kind_of(journal, again.error)
+        error = None if again is None else again.error
+        gate.ended(admission, answered=again is not None and error is None)
+        info = None if error is None else self._kind_of(journal, error)
         is_refused = info is not None and info.is_rate_limit
+        usage = TokenUsage() if again is None else _usage_in(again.value)
         if admission is not None and (len(tasks) == 1 or is_refused):
             # Nothing was used.
             gate.settle(journal.item, admission.tokens, 0, {})
-        elif admission is not None and again is not None and again.error is None:
-            usage = _usage_in(again.value)
+        elif admission is not None and usage:
             gate.settle(journal.item, admission.tokens, usage.get("total_tokens", 0), usage)
         if info is not None and is_refused and gate.adapts:
             gate.refused(admission, hint_seconds=info.suggested_wait)
