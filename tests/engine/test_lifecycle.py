@@ -70,6 +70,24 @@ async def test_an_item_that_comes_during_the_cleanup_is_prepared_after_it(late: 
     assert not session.open
 
 
+async def test_a_strategy_that_comes_back_to_a_worker_that_paused_is_new_to_it() -> None:
+    providers = [Provider() for _ in range(40)]
+    async with Processor(config=settings()) as processor:
+        for provider in providers:
+            await processor.add_work(*items(provider))
+        stream = processor._stream()
+        await anext(stream)
+        await asyncio.sleep(1.0)
+        # The worker waits for the consumer, and will look at this item next.
+        last = [provider for provider in providers if provider.calls][-1]
+        await processor.add_work(*items(last))
+        pool = processor._engine.pool
+        assert pool is not None
+        pool.queue.rotate(1)
+        assert len([result async for result in stream]) == 40
+    assert last.instants == last.prepared == last.cleaned == [0.0, 1.0]
+
+
 async def test_a_strategy_that_is_at_work_again_is_not_closed_among_the_idle() -> None:
     session, busy = Session(0.0, seconds=10.0), Provider(seconds=100.0)
     async with Processor(config=settings(4)) as processor:
