@@ -20,7 +20,7 @@ from batch_llm import (
     WorkItemResult,
 )
 from batch_llm._engine.state import takes_state
-from tests.engine.support import Item, Processor, Provider
+from tests.engine.support import Item, Processor, Provider, now
 
 CONFIG = ProcessorConfig(max_workers=3, retry=RetryConfig(max_attempts=3, jitter=False))
 
@@ -124,14 +124,14 @@ class Middleware(BaseMiddleware[Any, Any, Any]):
 
 
 class Observer:
-    """Keeps the states that come with events."""
+    """Keeps the data of events that come with a state."""
 
     def __init__(self) -> None:
-        self.states: dict[ProcessingEvent, Any] = {}
+        self.told: dict[ProcessingEvent, dict[str, Any]] = {}
 
     async def on_event(self, event: ProcessingEvent, data: dict[str, Any]) -> None:
         if "state" in data:
-            self.states[event] = data["state"]
+            self.told[event] = data
 
 
 @pytest.mark.parametrize("failures", [2, 3])
@@ -140,16 +140,22 @@ async def test_middleware_and_observers_read_it_at_the_end(failures: int) -> Non
     [result] = await process(
         LLMWorkItem("row 1", strategy), middlewares=[middleware], observers=[observer]
     )
-    event = ProcessingEvent.ITEM_FAILED if failures == 3 else ProcessingEvent.ITEM_COMPLETED
+    [(event, data)] = observer.told.items()
     assert middleware.seen is strategy.states[0]
-    assert observer.states == {event: strategy.states[0]}
+    assert data.pop("state") is strategy.states[0]
+    if failures == 3:
+        assert event is ProcessingEvent.ITEM_FAILED
+        assert data == {"item_id": "row 1", "error_type": "ConnectionError"}
+    else:
+        assert event is ProcessingEvent.ITEM_COMPLETED
+        assert data == {"item_id": result.item_id, "duration": now(), "tokens": 0}
     assert result.retry_state is strategy.states[0]
 
 
 async def test_an_observer_of_strategies_without_it_sees_nothing_new() -> None:
     observer = Observer()
     await process(LLMWorkItem("row 1", Provider()), observers=[observer])
-    assert observer.states == {}
+    assert observer.told == {}
 
 
 async def test_middleware_may_ask_for_it_though_the_strategy_does_not() -> None:

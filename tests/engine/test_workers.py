@@ -233,6 +233,23 @@ async def test_a_stream_that_is_forgotten_ends_the_run() -> None:
     assert (await run_with(processor, *items(Provider(), 2))).succeeded == 2
 
 
+async def test_workers_that_wait_for_the_consumer_do_not_count_as_in_flight(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    processor = Processor(config=settings(2))
+    for item in items(Provider(), 200):
+        await processor.add_work(item)
+    stream = processor._stream()
+    await anext(stream)
+    await asyncio.sleep(1.0)
+    pool = processor._engine.pool
+    assert pool is not None
+    pool.wind_down("a test")
+    assert "a test; 0 items in flight may finish" in caplog.text
+    assert len([result async for result in stream]) < 50
+    assert now() == 1.0
+
+
 async def test_a_stream_with_a_full_outbox_can_be_cleaned_up() -> None:
     provider = Provider()
     processor = Processor(config=settings(2))
