@@ -13,6 +13,7 @@ from batch_llm import (
     RateLimitConfig,
     TokenUsage,
 )
+from batch_llm._engine.gate import Gate
 from batch_llm._engine.hedge import Latencies
 from tests.engine.support import settings
 from tests.engine.test_hedging import (
@@ -139,6 +140,27 @@ async def test_a_duplicate_that_is_given_up_gives_back_nothing() -> None:
     result = await run_and_add(provider, "new", 30.0, config=config)
     assert result.succeeded == 42
     assert provider.given_up == ["39 2"]
+
+
+@pytest.mark.parametrize(
+    ("calls", "answered"),
+    [([50.0, 0.1], True), ([3.0, 50.0], False), ([50.0, (0.1, ValueError("no"))], False)],
+    ids=["answered", "given up", "failed"],
+)
+async def test_the_gate_hears_whether_a_duplicate_was_answered(
+    calls: list[Step], answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bool] = []
+    ended = Gate.ended
+
+    def listen(gate: Gate, admission: Any, *, answered: bool) -> None:
+        heard.append(answered)
+        ended(gate, admission, answered=answered)
+
+    monkeypatch.setattr(Gate, "ended", listen)
+    # Nobody is limited, so that the gate hears of no other call.
+    await run(Provider(**{"39": calls}))
+    assert heard == [answered]
 
 
 async def test_the_bill_of_an_item_with_a_duplicate() -> None:
