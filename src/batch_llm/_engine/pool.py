@@ -76,6 +76,8 @@ class Pool:
         self._events = events
         self._runner: ItemRunner
         self._context = contextvars.copy_context()
+        # Those at work, by number; whoever has a task, which may have been replaced; and the
+        # numbers of those that have neither an item nor a task, unless they are lent.
         self._crew: dict[int, Worker] = {}
         self._running: dict[asyncio.Task[None], Worker] = {}
         self._home: deque[int] = deque()
